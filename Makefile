@@ -1,0 +1,50 @@
+# Everything from a fresh checkout, with python3.11 and make alone; `make` lists what there is.
+
+PYTHON  ?= python3.11
+VENV    ?= .venv
+WORKERS ?= 2
+DEEP    ?= 10000
+
+# The lower end of the jax range that pyproject.toml states.
+OLDEST_JAX = $(shell sed -n 's/.*"jax>=\([0-9.]*\).*/\1/p' pyproject.toml)
+
+.PHONY: help demo test test-deep test-oldest lint build clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*##  */make \1:	/p' Makefile
+
+demo: $(VENV)/.experiments  ## train LeNet on real digits, with jconv's rules and with jax.grad of lax
+	$(VENV)/bin/python -m experiments.digits
+
+test: $(VENV)/.test  ## the test suite and the doctests, in WORKERS=2 processes
+	$(VENV)/bin/python -m pytest -n $(WORKERS)
+
+test-deep: $(VENV)/.test  ## DEEP=10000 random geometries against the oracle
+	$(VENV)/bin/python -m tests.deep --geometries $(DEEP)
+
+test-oldest: $(VENV)-oldest/.test  ## the suite on the oldest jax that pyproject.toml allows
+	$(VENV)-oldest/bin/python -m pytest -n $(WORKERS)
+
+lint: $(VENV)/.lint  ## format, rules, types, doctests
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/python -m pytest -q jconv
+
+build: $(VENV)/.test  ## sdist and wheel, in dist/
+	$(VENV)/bin/python -m build
+
+clean:  ## remove what make made
+	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
+
+# An environment is one file an extra, touched when pip was through: installed anew only where pyproject.toml changed.
+$(VENV)/.%: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --editable '.[$*]'
+	touch $@
+
+$(VENV)-oldest/.%: pyproject.toml | $(VENV)-oldest/bin/python
+	$(VENV)-oldest/bin/python -m pip install --editable '.[$*]' 'jax==$(OLDEST_JAX)' 'jaxlib==$(OLDEST_JAX)'
+	touch $@
+
+$(VENV)/bin/python $(VENV)-oldest/bin/python:
+	$(PYTHON) -m venv $(@:/bin/python=)

@@ -1,0 +1,285 @@
+"""What jconv needs of JAX that has changed its name between the supported releases, or has no public name.
+
+Everything that is not public stands here, with its reason; the suite on the oldest supported release guards it.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.core
+import jax.extend.core
+from jax.extend import linear_util
+from jax.interpreters import ad, batching, mlir, partial_eval
+
+Primitive = jax.extend.core.Primitive
+Zero = ad.Zero  # the symbolic zero tangent or cotangent
+
+
+def zero_tangent(primal: Any) -> Any:
+    """The symbolic zero tangent of a value."""
+    return Zero(jax.typeof(primal).to_tangent_aval())
+
+
+def varying_axes(x: Any) -> frozenset[str]:
+    """The axes of an enclosing shard_map over which x varies; empty outside of one."""
+    return _varying(jax.typeof(x))
+
+
+def _varying(aval: Any) -> frozenset[str]:
+    kind = getattr(aval, "manual_axis_type", None)  # jax 0.10; .vma before
+    return frozenset((kind.varying if kind is not None else getattr(aval, "vma", None)) or ())
+
+
+def vary_alike(*arrays: Any) -> tuple[Any, ...]:
+    """The arrays, each made to vary over every axis of an enclosing shard_map over which any of them does.
+
+    A product's operands must vary alike. The transpose of this step is the sum over the devices: a kernel that is the
+    same on each device gets the sum of their kernel gradients.
+    """
+    axes = frozenset().union(*(varying_axes(a) for a in arrays if a is not None))
+    if not axes:
+        return arrays
+    return tuple(a if a is None else _vary(a, axes - varying_axes(a)) for a in arrays)
+
+
+def _vary(x: Any, axes: frozenset[str]) -> Any:
+    if not axes:
+        return x
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(x, tuple(sorted(axes)), to="varying")
+    return jax.lax.pvary(x, tuple(sorted(axes)))  # pyright: ignore[reportAttributeAccessIssue]  # before jax 0.9
+
+
+def _explicit(aval: Any) -> bool:
+    sharding = getattr(aval, "sharding", None)
+    return sharding is not None and not sharding.mesh.empty
+
+
+@functools.lru_cache(maxsize=4096)
+def _outlined(form: Callable[..., Any], avals: tuple[Any, ...]) -> Any:
+    return jax.make_jaxpr(form)(*avals).jaxpr.outvars[0].aval
+
+
+def outline(form: Callable[..., Any], avals: tuple[Any, ...]) -> Any:
+    """The abstract value of form(*arrays): shape, dtype, and what shard_map and explicit sharding know about it.
+
+    `form` must be one object for one set of static arguments, since the result is kept by it.
+    """
+    return _outlined(form, tuple(avals))
+
+
+def summed(aval: Any, axis: int) -> Any:
+    """`aval` as a sum over `axis` leaves it: where explicit sharding splits the axis, each device has the whole sum."""
+    if not _explicit(aval):
+        return aval
+    spec = list(aval.sharding.spec)
+    spec[axis] = None
+    return aval.update(sharding=aval.sharding.update(spec=jax.sharding.PartitionSpec(*spec)))
+
+
+def abstract(form: Callable[..., Any], avals: tuple[Any, ...], shape: tuple[int, ...], dtype: Any) -> Any:
+    """As outline, where shape and dtype are known: `form` is traced only under shard_map or explicit sharding."""
+    if any(_varying(a) or _explicit(a) for a in avals):
+        return outline(form, avals)
+    return jax.core.ShapedArray(shape, dtype)
+
+
+definitions: dict[Primitive, Callable[..., Any]] = {}  # what computes each primitive of ours: see define
+
+
+def define(primitive: Primitive, lower: Callable[..., Any]) -> None:
+    """Let `lower(*arrays, platform=..., **params)`, a function of lax operations, compute the primitive.
+
+    The CPU gets its own lowering, so that an exported or multi-platform program has the right algorithm on each.
+    """
+    definitions[primitive] = lower
+
+    @functools.lru_cache(maxsize=4096)
+    def compiled(params: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+        return jax.jit(functools.partial(primitive.bind, **dict(params)))
+
+    def impl(*arrays: Any, **params: Any) -> Any:
+        with jax.disable_jit(False):  # a product is compiled even so, as every operation of lax is
+            return compiled(tuple(sorted(params.items())))(*arrays)
+
+    primitive.def_impl(impl)
+    mlir.register_lowering(primitive, _lowering(primitive, functools.partial(lower, platform="cpu")), platform="cpu")
+    mlir.register_lowering(primitive, _lowering(primitive, functools.partial(lower, platform="other")))
+
+
+def _lowering(primitive: Primitive, lower: Callable[..., Any]) -> Callable[..., Any]:
+    rule = mlir.lower_fun(lower, primitive.multiple_results)
+
+    def lowering(ctx: Any, *operands: Any, **params: Any) -> Any:
+        # Which operands vary over a shard_map's axes was checked when the primitive was bound. A loop in an algorithm
+        # would have to say it again of everything that it carries, so algorithms see shapes and dtypes alone.
+        avals = [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in ctx.avals_in]
+        return rule(ctx.replace(avals_in=avals), *operands, **params)
+
+    return lowering
+
+
+def set_jvp(primitive: Primitive, rule: Callable[..., Any]) -> None:
+    ad.primitive_jvps[primitive] = rule
+
+
+def set_transpose(primitive: Primitive, rule: Callable[..., Any]) -> None:
+    ad.primitive_transposes[primitive] = rule
+
+
+def set_batching(primitive: Primitive, rule: Callable[..., Any]) -> None:
+    batching.primitive_batchers[primitive] = rule
+
+
+def is_unknown(x: Any) -> bool:
+    """Whether x is the linear argument that a transpose rule is asked about."""
+    return ad.is_undefined_primal(x)
+
+
+# Rewriting: a trace that sees every operation of a function on its way to whatever trace is current. rewriting/walk.py.
+
+Trace: Any = ad.JVPTrace.__base__  # the base class of jvp's, vmap's and jit's traces has no public name
+
+try:
+    set_current_trace, take_current_trace = jax.extend.core.set_current_trace, jax.extend.core.take_current_trace
+except AttributeError:  # they got a public name in jax 0.10
+    from jax._src.core import set_current_trace, take_current_trace
+
+# Part of the key of jax.jit's caches. Under a rewriting that is called outside of any transformation, a function that
+# jit has compiled before must not run as it was compiled then.
+_rewriting = jax.make_user_context(None)
+
+
+@contextlib.contextmanager
+def tracing(make: Callable[[Any], Any], key: Any) -> Iterator[None]:
+    """Let make(parent), a Trace, see what is bound; it passes on what it likes to `parent`, the current trace."""
+    with take_current_trace() as parent, contextlib.ExitStack() as stack:
+        with take_current_trace() as top:
+            pass
+        if parent is top:
+            stack.enter_context(_rewriting(key))
+        stack.enter_context(set_current_trace(make(parent)))
+        yield
+
+
+def stand_for(trace: Any, parent: Any) -> None:
+    """Let libraries that ask where they are (flax.nnx lets a variable be set only there) take `trace` for `parent`."""
+    trace._weakref, trace.requires_low = parent._weakref, parent.requires_low
+
+
+_AVALS_TOO = "avals" in inspect.signature(Primitive.bind_with_trace).parameters  # not in jax 0.8
+
+
+def bind_in(trace: Any, primitive: Primitive, args: Any, params: dict[str, Any]) -> Any:
+    """primitive.bind(*args, **params) as seen by `trace`."""
+    if _AVALS_TOO:
+        return primitive.bind_with_trace(trace, tuple(args), tuple(map(jax.typeof, args)), dict(params))
+    return primitive.bind_with_trace(trace, tuple(args), dict(params))
+
+
+def bind_functions_in(trace: Any, primitive: Primitive, functions: Any, args: Any, params: dict[str, Any]) -> Any:
+    """As bind_in, for primitives that take functions: custom_jvp_call, custom_vjp_call, shard_map, calls."""
+    if _AVALS_TOO:
+        return primitive.bind_with_trace(trace, tuple(args), None, {"subfuns": tuple(functions), **params})
+    return primitive.bind_with_trace(trace, (*functions, *args), dict(params))
+
+
+@linear_util.transformation2
+def _apply(f: Any, wrapper: Any, *args: Any, **kwargs: Any) -> Any:
+    return wrapper(f)(*args, **kwargs)
+
+
+def wrapped(wrapper: Callable[[Any], Any], fun: Any) -> Any:
+    """wrapper(fun), also for what the primitives above carry instead of a function."""
+    return _apply(fun, wrapper) if isinstance(fun, linear_util.WrappedFun) else wrapper(fun)
+
+
+def origin(fun: Any) -> tuple[str, str]:
+    """(name, file) of the user's function behind a linear_util.WrappedFun; "" where that is not known."""
+    info = getattr(fun, "debug_info", None)
+    return getattr(info, "func_name", None) or "", getattr(info, "func_filename", None) or ""
+
+
+def retrace(fun: Callable[..., Any], like: Any) -> tuple[Any, list[Any]]:
+    """(jaxpr, constants) of fun, which takes and gives what the jaxpr `like` does: its types, its names."""
+    flat = linear_util.wrap_init(fun, debug_info=like.debug_info)
+    jaxpr, _, consts = partial_eval.trace_to_jaxpr_dynamic(flat, [v.aval for v in like.invars])
+    return jaxpr, list(consts)
+
+
+def as_weak(x: Any) -> Any:
+    """x with a weak type, which jax.lax.convert_element_type gives to no array."""
+    return jax.lax.convert_element_type_p.bind(x, new_dtype=x.dtype, weak_type=True, sharding=None)
+
+
+def abstract_eval(primitive: Primitive, avals: Any, params: dict[str, Any]) -> Any:
+    """The abstract value of primitive's result; raises what the primitive raises for wrong operands."""
+    return primitive.abstract_eval(*avals, **params)[0]
+
+
+def jit_options(fun: Any) -> dict[str, Any] | None:
+    """The options that make jax.jit(fun.__wrapped__, **options) the jitted function that fun is; None if it is none.
+
+    The options of a jitted function have no public name. Without them a jitted function still works under accelerate,
+    but runs through Python at each call.
+    """
+    info = getattr(fun, "_jit_info", None)
+    if info is None or not hasattr(fun, "__wrapped__"):
+        return None
+    try:
+        if any(leaf is not None for leaf in (*info.in_layouts_leaves, *info.out_layouts_leaves)):
+            return None
+        options = {
+            "static_argnums": info.static_argnums,
+            "static_argnames": info.static_argnames,
+            "donate_argnums": info.donate_argnums,
+            "donate_argnames": info.donate_argnames,
+            "keep_unused": info.keep_unused,
+            "inline": info.inline,
+            "compiler_options": dict(info.compiler_options_kvs) or None,
+        }
+        if info.device is not None or info.backend is not None:
+            return None
+        for side in ("in", "out"):
+            leaves = getattr(info, f"{side}_shardings_leaves")
+            if any(type(leaf).__name__ != "UnspecifiedValue" for leaf in leaves):
+                tree = getattr(info, f"{side}_shardings_treedef")
+                options[f"{side}_shardings"] = jax.tree.unflatten(tree, leaves)
+    except AttributeError:
+        return None
+    return options
+
+
+def rewrite_hijax(params: dict[str, Any], rewrite: Callable[[Any], Any], wrapper: Callable[[Any], Any]) -> Any:
+    """The parameters of call_hi_primitive, with what they hold rewritten; None where they hold what we do not know.
+
+    JAX_REMAT3 and JAX_CUSTOM_VJP3 turn jax.checkpoint and jax.custom_vjp into objects of classes that are not public.
+    """
+    held = params["_prim"]
+    if type(held).__name__ == "RematTraced":
+        return {**params, "_prim": type(held)(rewrite(held.jaxpr), held.policy)}
+    if type(held).__name__ == "CustomVJPTraced":
+        dynamic = [a for a in held.in_avals if type(a).__name__ != "Static"]
+        traced = jax.jit(wrapper(held.traced)).trace(*dynamic)
+        rest = (held.in_avals, held.symbolic_zeros, held.static_argnums, held.opt_remat)
+        return {**params, "_prim": type(held)(traced, wrapper(held.fwd), wrapper(held.bwd), *rest)}
+    return None
+
+
+def hijax_rule(params: dict[str, Any]) -> tuple[str, str] | None:
+    """(name, file) of the jax.custom_vjp function that call_hi_primitive holds; None if it holds something else."""
+    held = params["_prim"]
+    if type(held).__name__ != "CustomVJPTraced":
+        return None
+    info = held.traced.jaxpr.jaxpr.debug_info
+    return held.traced.fun_name, getattr(info, "func_filename", None) or ""
+
+
+def hijax_expand(args: Any, params: dict[str, Any]) -> Any:
+    """What call_hi_primitive computes, without its derivative rule."""
+    held = params["_prim"]
+    return jax.tree.leaves(held.expand(*jax.tree.unflatten(held.in_tree, args)))

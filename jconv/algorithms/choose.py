@@ -1,0 +1,286 @@
+"""Which algorithm computes a product: one table; the first row that applies and is expected to win runs.
+
+The choice depends on static geometry, dtype and platform alone. On platforms other than the CPU the vendor's library
+behind lax's convolution knows best, and every product is one lax convolution.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jconv.algorithms import columns, lax_conv, matmul, patches, phases, slices, taps, windows
+from jconv.geometry import Geometry
+
+PRODUCTS = ("forward", "kernel_grad", "input_grad")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One product to compute: geometry is cropped; an input gradient is a convolution along for_input_grad()."""
+
+    product: str  # "convolve" or "kernel_grad"
+    batch: Any  # an int, or a symbolic dimension while exporting
+    channels: int
+    out: int
+    geometry: Geometry
+    dtype: Any
+
+    @property
+    def real(self) -> bool:
+        return jnp.issubdtype(self.dtype, jnp.floating)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One algorithm: where it is correct, where it is expected to win, its function for each product it computes."""
+
+    name: str
+    applies: Callable[[Problem], bool]
+    wins: Callable[[Problem], bool]
+    reason: str
+    convolve: Callable[..., jax.Array] | None = None
+    kernel_grad: Callable[..., jax.Array] | None = None
+
+    def function(self, product: str) -> Callable[..., jax.Array] | None:
+        return self.convolve if product == "convolve" else self.kernel_grad
+
+
+def _undilated(problem: Problem) -> bool:
+    return all(axis.input_dilation == 1 for axis in problem.geometry.axes)
+
+
+def _always(problem: Problem) -> bool:
+    del problem
+    return True
+
+
+def _compute(
+    product: str, lhs: jax.Array, rhs: jax.Array, geometry: Geometry, precision: Any, dtype: Any,
+    algorithm: str = "auto", platform: str = "cpu",
+) -> jax.Array:  # fmt: skip
+    """One product by the table, cropped first; rhs is the kernel for "convolve", g for "kernel_grad"."""
+    lhs, geometry = windows.crop(lhs, geometry)
+    problem = Problem(product, lhs.shape[0], lhs.shape[-1], rhs.shape[-1], geometry, dtype)
+    if lhs.size == 0 or rhs.size == 0:  # an empty sum
+        algorithm = "lax"
+    return pick(problem, algorithm, platform).function(product)(lhs, rhs, geometry, precision, dtype)  # pyright: ignore[reportOptionalCall]
+
+
+# What an algorithm calls for its parts: a phase, or a slice of lower rank, is computed by the best of the table.
+_inner = functools.partial(_compute, "convolve")
+_inner_kernel_grad = functools.partial(_compute, "kernel_grad")
+
+
+TABLE = (
+    Row(
+        "matmul",
+        lambda p: matmul.applies(p.geometry) and _undilated(p),
+        _always,
+        "each input element meets one tap at most: one matrix product",
+        convolve=matmul.convolve,
+        kernel_grad=matmul.kernel_grad,
+    ),
+    Row(
+        "spread",
+        lambda p: p.product == "convolve" and matmul.applies_spread(p.geometry),
+        _always,
+        "the input gradient of patches: one matrix product, spread back",
+        convolve=matmul.convolve_spread,
+    ),
+    Row(
+        "slices",
+        lambda p: slices.applies(p.geometry),
+        lambda p: p.geometry.rank > 2 and p.real,
+        "three spatial axes or more: convolutions of lower rank",
+        convolve=functools.partial(slices.convolve, inner=_inner),
+        kernel_grad=functools.partial(slices.kernel_grad, inner=_inner_kernel_grad),
+    ),
+    Row(
+        "columns",
+        lambda p: p.product == "convolve" and columns.applies(p.geometry),
+        lambda p: p.real and p.out <= 4 and p.geometry.taps * p.out >= 8,
+        "few output channels: one matrix product for all taps, then a fold",
+        convolve=columns.convolve,
+    ),
+    Row(
+        "phases",
+        lambda p: p.product == "convolve" and phases.applies(p.geometry),
+        _always,
+        "a dilated input: one convolution an output phase, none over inserted zeros",
+        convolve=functools.partial(phases.convolve, inner=_inner),
+    ),
+    Row(
+        "taps",
+        lambda p: _undilated(p) and taps.applies(p.geometry, p.channels, p.out),
+        lambda p: p.real,
+        "groups of one channel: one fused multiply-add a tap",
+        convolve=taps.convolve,
+        kernel_grad=taps.kernel_grad,
+    ),
+    Row(
+        "patches",
+        lambda p: patches.applies(p.geometry),
+        lambda p: False,
+        "few input channels: every window's elements side by side, one matrix product",
+        convolve=patches.convolve,
+        kernel_grad=patches.kernel_grad,
+    ),
+    Row(
+        "lax",
+        _always,
+        _always,
+        "one jax.lax convolution in canonical layout",
+        convolve=lax_conv.convolve,
+        kernel_grad=lax_conv.kernel_grad,
+    ),
+)
+NAMES = ("auto", *(row.name for row in TABLE))
+
+
+def pick(problem: Problem, algorithm: str = "auto", platform: str = "cpu") -> Row:
+    """The row of TABLE that computes `problem`."""
+    if algorithm == "auto" and platform != "cpu":
+        algorithm = "lax"
+    for row in TABLE:
+        if row.function(problem.product) is None or (algorithm != "auto" and row.name != algorithm):
+            continue
+        if (
+            row.applies(problem)
+            and (algorithm == "auto" or algorithm == row.name)
+            and (algorithm != "auto" or row.wins(problem))
+        ):
+            return row
+    raise ValueError(f"algorithm={algorithm!r} does not apply to {problem}")
+
+
+def check(fun: str, algorithm: tuple[str, str, str], geometry: Geometry, channels: int, out: int, dtype: Any) -> None:
+    """ValueError where an algorithm that the user forces does not apply to its product."""
+    for name, product in zip(algorithm, PRODUCTS, strict=True):
+        problem = product_problem(product, geometry, 1, channels, out, dtype)
+        able = [row.name for row in TABLE if row.function(problem.product) is not None and row.applies(problem)]
+        if name != "auto" and name not in able:
+            raise ValueError(
+                f"{fun}: algorithm={name!r} does not apply to the {product} product of this layer (window "
+                f"{geometry.window}, strides {tuple(a.stride for a in geometry.axes)}, {geometry.groups} groups); "
+                f"these do: {', '.join(able)}"
+            )
+
+
+def product_problem(product: str, geometry: Geometry, batch: Any, channels: int, out: int, dtype: Any) -> Problem:
+    """The problem that `product` of a layer with in and out channels poses; an input gradient is a convolution."""
+    if product == "input_grad":
+        return Problem("convolve", batch, out, channels, _cropped(geometry.for_input_grad()), dtype)
+    return Problem("convolve" if product == "forward" else product, batch, channels, out, _cropped(geometry), dtype)
+
+
+def _cropped(geometry: Geometry) -> Geometry:
+    return dataclasses.replace(geometry, axes=tuple(axis.crop()[2].plain() for axis in geometry.axes))
+
+
+def _wide(dtype: Any, platform: str) -> tuple[Any, Any]:
+    """(operand dtype, dtype of the sums) for a result of `dtype`: float16 and bfloat16 are summed in float32.
+
+    On a CPU the operands are widened too: XLA would do the same, one convolution at a time.
+    """
+    if dtype in (jnp.bfloat16, jnp.float16):
+        return (jnp.float32 if platform == "cpu" else None), jnp.dtype(jnp.float32)
+    return None, dtype
+
+
+def _run(
+    product: str,
+    lhs: jax.Array,
+    rhs: jax.Array,
+    geometry: Geometry,
+    precision: Any,
+    dtype: Any,
+    algorithm: str,
+    platform: str,
+) -> jax.Array:
+    """One product of operands without examples axis; for "convolve" rhs is the kernel, for "kernel_grad" it is g."""
+    operand = jnp.promote_types(lhs.dtype, rhs.dtype)
+    widened, total = _wide(jnp.promote_types(operand, dtype) if jnp.issubdtype(dtype, jnp.inexact) else dtype, platform)
+    operand = operand if widened is None else widened
+    lhs, rhs = lhs.astype(operand), rhs.astype(operand)
+    return _compute(product, lhs, rhs, geometry, precision, total, algorithm, platform).astype(dtype)
+
+
+def _each(run: Callable[..., jax.Array], lhs: jax.Array, rhs: jax.Array, examples: bool) -> jax.Array:
+    """`run` on the operands, or on each pair of entries of their first axis, one after the other."""
+    return lax.map(lambda pair: run(*pair), (lhs, rhs)) if examples else run(lhs, rhs)
+
+
+def convolve(
+    x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, algorithm: tuple[str, str, str],
+    examples: bool, platform: str, which: int = 0,
+) -> jax.Array:  # fmt: skip
+    """The forward product; `which` says whose name in `algorithm` rules (an input gradient is a convolution too)."""
+    if examples and platform != "cpu":
+        return _as_groups(x, w, geometry, precision, dtype, platform)
+    run = functools.partial(
+        _run,
+        "convolve",
+        geometry=geometry,
+        precision=precision,
+        dtype=dtype,
+        algorithm=algorithm[which],
+        platform=platform,
+    )
+    return _each(run, x, w, examples)
+
+
+def input_grad(
+    g: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, algorithm: tuple[str, str, str],
+    examples: bool, platform: str,
+) -> jax.Array:  # fmt: skip
+    """The full convolution of g, dilated by the stride and zero-padded, with the kernel turned by 180 degrees."""
+    turn = functools.partial(windows.turned, groups=geometry.groups)
+    w = jax.vmap(turn)(w) if examples else turn(w)
+    return convolve(g, w, geometry.for_input_grad(), precision, dtype, algorithm, examples, platform, which=2)
+
+
+def kernel_grad(
+    x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any, algorithm: tuple[str, str, str],
+    examples: bool, platform: str,
+) -> jax.Array:  # fmt: skip
+    """The valid cross-correlation of x with g: stride and dilation change places."""
+    if examples and platform != "cpu":
+        size, groups = x.shape[0], geometry.groups
+        wide = dataclasses.replace(geometry, groups=size * groups)
+        dw = _run("kernel_grad", _merge(x), _merge(g), wide, precision, dtype, "lax", platform)
+        return jnp.moveaxis(dw.reshape(*dw.shape[:-1], size, dw.shape[-1] // size), -2, 0)
+    run = functools.partial(
+        _run,
+        "kernel_grad",
+        geometry=geometry,
+        precision=precision,
+        dtype=dtype,
+        algorithm=algorithm[1],
+        platform=platform,
+    )
+    return _each(run, x, g, examples)
+
+
+def _merge(array: jax.Array) -> jax.Array:
+    """(examples, ..., channels) to (..., examples * channels)."""
+    array = jnp.moveaxis(array, 0, -2)
+    return array.reshape(*array.shape[:-2], array.shape[-2] * array.shape[-1])
+
+
+def _as_groups(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, platform: str) -> jax.Array:
+    """Each example a group of one wide convolution: the form that an accelerator's library runs at once."""
+    size = x.shape[0]
+    wide = dataclasses.replace(geometry, groups=size * geometry.groups)
+    y = _run("convolve", _merge(x), _merge(w), wide, precision, dtype, "lax", platform)
+    return jnp.moveaxis(y.reshape(*y.shape[:-1], size, y.shape[-1] // size), -2, 0)
+
+
+def flops(geometry: Geometry, batch: int, channels: int, out: int) -> int:
+    """Floating-point operations of each of the three products, a multiply-add counted as two."""
+    return 2 * batch * math.prod(geometry.output) * geometry.taps * (channels // geometry.groups) * out

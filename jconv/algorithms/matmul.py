@@ -1,0 +1,112 @@
+"""One matrix product, where each element of the input meets one tap at most.
+
+1x1 kernels, patches, a window as large as the input:
+    convolve:     (batch * output, taps * in) times (taps * in, out)
+    kernel_grad:  (taps * in, batch * output) times (batch * output, out)
+Applies where the windows do not overlap and nothing is padded or dilated: stride = window ("patchify"), window 1 with
+any stride, or one place. An input gradient of such a window is the product with the transpose, spread back over the
+patches. Cost: the multiply-adds of the convolution and, for windows of more than one tap, one copy of the input.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jconv.geometry import Axis, Geometry
+
+
+def applies(geometry: Geometry) -> bool:
+    return all(_tiles(axis) for axis in geometry.axes)
+
+
+def applies_spread(geometry: Geometry) -> bool:
+    """Whether the convolution is the input gradient of one that applies."""
+    return all(_tiles(axis) for axis in geometry.for_input_grad().axes)
+
+
+def _tiles(axis: Axis) -> bool:
+    if axis.pads or axis.low < 0 or axis.input_dilation > 1:
+        return False
+    return axis.window == 1 or (axis.dilation == 1 and (axis.output == 1 or axis.stride == axis.window))
+
+
+def _patches(x: jax.Array, geometry: Geometry) -> jax.Array:
+    """(batch, *output, groups, taps * in // groups): the windows' elements, in the order of the kernel's rows."""
+    batch, channels, groups = x.shape[0], x.shape[-1], geometry.groups
+    starts, stops, steps, split = [0], [batch], [1], [batch]
+    for axis in geometry.axes:
+        starts.append(0)
+        if axis.window == 1:
+            stops.append((axis.output - 1) * axis.stride + 1)
+            steps.append(axis.stride)
+        else:
+            stops.append(axis.output * axis.window)
+            steps.append(1)
+        split += [axis.output, axis.window]
+    x = lax.slice(x, (*starts, 0), (*stops, channels), (*steps, 1))
+    x = x.reshape(*split, groups, channels // groups)
+    rank = geometry.rank
+    order = [0, *range(1, 2 * rank, 2), 2 * rank + 1, *range(2, 2 * rank + 1, 2), 2 * rank + 2]
+    return x.transpose(order).reshape(batch, *geometry.output, groups, geometry.taps * (channels // groups))
+
+
+def _rows(w: jax.Array, groups: int) -> jax.Array:
+    """w as (groups, taps * in // groups, out // groups)."""
+    rows, out = math.prod(w.shape[:-1]), w.shape[-1]
+    return w.reshape(rows, groups, out // groups).swapaxes(0, 1)
+
+
+def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
+    groups, out = geometry.groups, w.shape[-1]
+    patches, rows = _patches(x, geometry), _rows(w, groups)
+    shape = (x.shape[0], *geometry.output)
+    if groups == 1:
+        y = jnp.matmul(
+            patches.reshape(math.prod(shape), -1), rows[0], precision=precision, preferred_element_type=dtype
+        )
+    else:
+        y = jnp.einsum("...gc,gco->...go", patches, rows, precision=precision, preferred_element_type=dtype)
+    return y.reshape(*shape, out)
+
+
+def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
+    groups, out, channels = geometry.groups, g.shape[-1], x.shape[-1]
+    patches = _patches(x, geometry).reshape(-1, groups, geometry.taps * channels // groups)
+    g = g.reshape(-1, groups, out // groups)
+    if groups == 1:
+        dw = lax.dot_general(
+            patches[:, 0], g[:, 0], (((0,), (0,)), ((), ())), precision=precision, preferred_element_type=dtype
+        )
+    else:
+        dw = jnp.einsum("ngc,ngo->cgo", patches, g, precision=precision, preferred_element_type=dtype)
+    return dw.reshape(*geometry.window, channels // groups, out)
+
+
+def convolve_spread(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
+    """The convolution of x, dilated by its stride, with w: each element of x gives one patch of the result."""
+    groups, out, rank = geometry.groups, w.shape[-1], geometry.rank
+    batch, channels = x.shape[0], x.shape[-1]
+    w = lax.rev(w, range(rank))  # tap t of the patch is tap window - 1 - t here
+    w = w.reshape(geometry.taps, channels // groups, groups, out // groups)
+    x = x.reshape(-1, groups, channels // groups)
+    if groups == 1:
+        y = jnp.einsum("nc,tco->nto", x[:, 0], w[:, :, 0], precision=precision, preferred_element_type=dtype)
+    else:
+        y = jnp.einsum("ngc,tcgo->ntgo", x, w, precision=precision, preferred_element_type=dtype)
+    y = y.reshape(batch, *geometry.input, *geometry.window, out)
+    order = [0, *(i for pair in zip(range(1, rank + 1), range(rank + 1, 2 * rank + 1), strict=True) for i in pair)]
+    y = y.transpose(*order, 2 * rank + 1)
+    pads = []
+    for axis in geometry.for_input_grad().axes:  # the axis of the patches: input and output changed back
+        if axis.window == 1:
+            gap = axis.stride - 1  # only each stride-th element was touched
+            pads.append((0, axis.input - (axis.output - 1) * axis.stride - 1, gap))
+        else:
+            pads.append((0, axis.input - axis.output * axis.window, 0))
+    y = y.reshape(batch, *(n * k for n, k in zip(geometry.input, geometry.window, strict=True)), out)
+    if any(map(any, pads)):
+        y = lax.pad(y, jnp.zeros((), y.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
+    return y

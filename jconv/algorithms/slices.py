@@ -1,0 +1,103 @@
+"""The first spatial axis taken apart: a 3-D convolution as 2-D convolutions, a 2-D one as 1-D ones.
+
+    y[p0] = sum over t0 of conv(x[p0*s + t0*d - low], w[t0])     a convolution of lower rank a tap, the places as batch
+or, where the channels are few, the taps side by side as channels of one convolution of lower rank:
+    y[p0] = conv(concatenation over t0 of x[p0*s + t0*d - low], w)
+XLA:CPU runs 3-D convolutions on one naive path and 2-D ones on a fast one. Cost: the same multiply-adds, with the taps
+that fall into the padding left out, and one addition of the result, or one copy of x, a tap.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jconv.algorithms import windows
+from jconv.geometry import Axis, Geometry
+
+SIDE_BY_SIDE = 64  # taps * channels a group up to which the taps become channels
+MOST_TAPS = 16  # convolutions that one program spells out
+
+Product = Callable[[jax.Array, jax.Array, Geometry, Any, Any], jax.Array]
+
+
+def applies(geometry: Geometry) -> bool:
+    return geometry.rank > 1 and geometry.axes[0].input_dilation == 1 and geometry.axes[0].window <= MOST_TAPS
+
+
+def _rest(geometry: Geometry) -> Geometry:
+    return dataclasses.replace(geometry, axes=geometry.axes[1:])
+
+
+def _places(axis: Axis, tap: int) -> tuple[int, int, int]:
+    """The places p, first <= p < last, at which `tap` falls on the input, and the input under the first."""
+    first = max(0, -((tap * axis.dilation - axis.low) // axis.stride))
+    last = min(axis.output, (axis.input - 1 + axis.low - tap * axis.dilation) // axis.stride + 1)
+    return first, max(first, last), first * axis.stride + tap * axis.dilation - axis.low
+
+
+def _under(x: jax.Array, axis: Axis, tap: int) -> tuple[jax.Array, int, int]:
+    """x under `tap` where it falls on the input, as (batch * places, *rest, channels); first and last place."""
+    first, last, start = _places(axis, tap)
+    stop = start + (last - first - 1) * axis.stride + 1
+    part = lax.slice_in_dim(x, start, stop, axis.stride, axis=1)
+    return part.reshape(-1, *x.shape[2:]), first, last
+
+
+def _side_by_side(x: jax.Array, geometry: Geometry) -> jax.Array:
+    """(batch * output, *rest, groups * taps * in a group): the first axis' taps as channels."""
+    axis, groups = geometry.axes[0], geometry.groups
+    x = windows.pad(x, Geometry((axis, *(Axis(n, 1, n) for n in geometry.input[1:]))))
+    parts = [
+        lax.slice_in_dim(
+            x, t * axis.dilation, t * axis.dilation + (axis.output - 1) * axis.stride + 1, axis.stride, axis=1
+        )
+        for t in range(axis.window)
+    ]
+    each = x.shape[-1] // groups
+    joined = jnp.stack([p.reshape(*p.shape[:-1], groups, each) for p in parts], axis=-2)
+    return joined.reshape(-1, *joined.shape[2:-3], groups * axis.window * each)
+
+
+def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product) -> jax.Array:
+    axis, rest, batch, out = geometry.axes[0], _rest(geometry), x.shape[0], w.shape[-1]
+    shape = (batch, *geometry.output, out)
+    if axis.window * w.shape[-2] <= SIDE_BY_SIDE:
+        rows = jnp.moveaxis(w, 0, -3).reshape(*rest.window, axis.window * w.shape[-2], out)
+        return inner(_side_by_side(x, geometry), rows, rest, precision, dtype).reshape(shape)
+    total = None
+    for tap in range(axis.window):
+        first, last, _ = _places(axis, tap)
+        if first == last:
+            continue
+        part, first, last = _under(x, axis, tap)
+        y = inner(part, w[tap], rest, precision, dtype).reshape(batch, last - first, *shape[2:])
+        widths = [(0, 0, 0)] * len(shape)
+        widths[1] = (first, axis.output - last, 0)
+        y = lax.pad(y, jnp.zeros((), dtype), widths) if first or last < axis.output else y
+        total = y if total is None else total + y
+    return jnp.zeros(shape, dtype) if total is None else total
+
+
+def kernel_grad(
+    x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product
+) -> jax.Array:
+    axis, rest, groups, out = geometry.axes[0], _rest(geometry), geometry.groups, g.shape[-1]
+    each = x.shape[-1] // groups
+    if axis.window * each <= SIDE_BY_SIDE:
+        flat = g.reshape(-1, *g.shape[2:])
+        dw = inner(_side_by_side(x, geometry), flat, rest, precision, dtype)
+        return jnp.moveaxis(dw.reshape(*rest.window, axis.window, each, out), -3, 0)
+    parts = []
+    for tap in range(axis.window):
+        first, last, _ = _places(axis, tap)
+        if first == last:
+            parts.append(jnp.zeros((*rest.window, each, out), dtype))
+            continue
+        part, first, last = _under(x, axis, tap)
+        cotangent = lax.slice_in_dim(g, first, last, axis=1).reshape(-1, *g.shape[2:])
+        parts.append(inner(part, cotangent, rest, precision, dtype))
+    return jnp.stack(parts)

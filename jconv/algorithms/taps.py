@@ -1,0 +1,98 @@
+"""One multiply-add a tap over whole shifted arrays, for groups of few channels: depthwise above all.
+
+    y[n, p, o]  = sum over t, c of x[n, a, c] w[t, c, o]    the sum over t and c written out
+    dw[t, c, o] = sum over n, p of x[n, a, c] g[n, p, o]    one reduction a tap
+XLA fuses the sum into one loop that reads each shifted input once; lax runs a depthwise convolution 10 to 100 times
+slower on a CPU. The program grows with the taps written out, so beyond UNROLLED of them only the last axis' taps are.
+"""
+
+import functools
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jconv.algorithms import windows
+from jconv.geometry import Geometry
+
+UNROLLED = 64  # multiply-adds written out in one program; beyond it the leading axes' taps run in a loop
+
+
+def applies(geometry: Geometry, channels: int, out: int) -> bool:
+    groups, each = geometry.groups, channels // geometry.groups
+    return groups > 1 and min(channels, out) == groups and geometry.axes[-1].window * each <= UNROLLED
+
+
+def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
+    del precision  # elementwise products are exact to the dtype
+    groups, each, out = geometry.groups, w.shape[-2], w.shape[-1]
+    padded, w = windows.pad(x.astype(dtype), geometry), w.astype(dtype)
+
+    def product(shifted: jax.Array, row: jax.Array) -> jax.Array:
+        """sum over c of shifted[..., group, c] row[c, group, o], as (..., groups, out a group)."""
+        if out == groups:  # one result a group
+            parts = shifted.reshape(*shifted.shape[:-1], groups, each)
+            return functools.reduce(lax.add, [parts[..., c] * row[c] for c in range(each)])[..., None]
+        return shifted[..., None] * row[0].reshape(groups, out // groups)  # depthwise with a multiplier
+
+    if geometry.taps * each <= UNROLLED:
+        taps = itertools.product(*map(range, geometry.window))
+        parts = (product(windows.under_tap(padded, geometry, tap), w[tap]) for tap in taps)
+        return functools.reduce(lax.add, parts).reshape(x.shape[0], *geometry.output, out)
+
+    *lead, last = geometry.axes
+    shape = (x.shape[0], *((axis.output - 1) * axis.stride + 1 for axis in lead), *padded.shape[-2:])
+    rows = w.reshape(-1, *w.shape[-3:])
+
+    def add(index: jax.Array, total: jax.Array) -> jax.Array:
+        place = jnp.unravel_index(index, [axis.window for axis in lead])
+        at = [t * axis.dilation for t, axis in zip(place, lead, strict=True)]
+        here = lax.dynamic_slice(padded, (0, *at, 0, 0), shape)
+        here = lax.slice(here, (0,) * here.ndim, here.shape, (1, *(axis.stride for axis in lead), 1, 1))
+        row, width = lax.dynamic_index_in_dim(rows, index, keepdims=False), (last.output - 1) * last.stride + 1
+        for t in range(last.window):
+            shifted = lax.slice_in_dim(here, t * last.dilation, t * last.dilation + width, last.stride, axis=-2)
+            total = total + product(shifted, row[t])
+        return total
+
+    zeros = jnp.zeros((x.shape[0], *geometry.output, groups, out // groups), dtype)
+    y = lax.fori_loop(0, rows.shape[0], add, zeros)
+    return y.reshape(x.shape[0], *geometry.output, out)
+
+
+def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
+    """One row of places at a time, so that all taps of a row are summed from cache; one sum a tap of the last axis."""
+    del precision
+    groups, batch, out = geometry.groups, x.shape[0], g.shape[-1]
+    each, depth = x.shape[-1] // groups, out // groups  # channels in and out of a group; one of them is 1
+    x, g = _alike(windows.pad(x, geometry), each, depth).astype(dtype), _alike(g, depth, each).astype(dtype)
+    *lead, last = geometry.axes
+    rows, width = [axis.output for axis in lead], (last.output - 1) * last.stride + 1
+    window = [axis.reach for axis in lead]
+
+    def row(index: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        n, *place = jnp.unravel_index(index, (batch, *rows))
+        at = [p * axis.stride for p, axis in zip(place, lead, strict=True)]
+        here = lax.dynamic_slice(x, (n, *at, 0, 0), (1, *window, *x.shape[-2:]))[0]
+        here = lax.slice(here, (0,) * here.ndim, here.shape, (*(axis.dilation for axis in lead), 1, 1))
+        there = lax.dynamic_slice(g, (n, *place, 0, 0), (1, *(1 for _ in rows), *g.shape[-2:])).reshape(g.shape[-2:])
+        parts = []
+        for t in range(last.window):
+            shifted = lax.slice_in_dim(here, t * last.dilation, t * last.dilation + width, last.stride, axis=-2)
+            parts.append(sums[t] + jnp.sum(shifted * there, axis=-2))
+        return tuple(parts)
+
+    zeros = jnp.zeros((*(axis.window for axis in lead), x.shape[-1]), dtype)
+    sums = lax.fori_loop(0, batch * math.prod(rows), row, (zeros,) * last.window)
+    dw = jnp.stack(sums, axis=-2)  # (*window, groups * each * depth)
+    if each == 1:
+        return dw.reshape(*geometry.window, 1, out)
+    return dw.reshape(*geometry.window, groups, each).swapaxes(-1, -2)
+
+
+def _alike(array: jax.Array, own: int, other: int) -> jax.Array:
+    """Channels repeated within their group, so that x and g match one to one: groups * max(own, other) of them."""
+    return jnp.repeat(array, other, axis=-1) if other > own else array

@@ -1,0 +1,56 @@
+"""Moving data for the algorithms: crop, pad, the input under one tap, the turned kernel."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jconv.geometry import Axis, Geometry, dilated
+
+
+def crop(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
+    """x without the elements that no window touches, and the geometry whose pads are then never negative.
+
+    XLA:CPU reads outside x where low < 0 < high (openxla/xla#48713), so every product crops before lax is called.
+    """
+    cuts = [axis.crop() for axis in geometry.axes]
+    if any(left or right for left, right, _ in cuts):
+        starts = (0, *(left for left, _, _ in cuts), 0)
+        stops = (x.shape[0], *(n - right for n, (_, right, _) in zip(geometry.input, cuts, strict=True)), x.shape[-1])
+        x = lax.slice(x, starts, stops)
+    return x, dataclasses.replace(geometry, axes=tuple(axis.plain() for _, _, axis in cuts))
+
+
+def pad(x: jax.Array, geometry: Geometry, value: float | int = 0) -> jax.Array:
+    """x (batch, *input, channels) with `value` around it and between its dilated elements, as the windows see it."""
+    widths = [(axis.low, axis.high, axis.input_dilation - 1) for axis in geometry.axes]
+    if not any(map(any, widths)):
+        return x
+    return lax.pad(x, jnp.array(value, x.dtype), ((0, 0, 0), *widths, (0, 0, 0)))
+
+
+def padded_length(axis: Axis) -> int:
+    """Length of the axis after pad."""
+    return axis.low + dilated(axis.input, axis.input_dilation) + axis.high
+
+
+def under_tap(padded: jax.Array, geometry: Geometry, tap: Sequence[int]) -> jax.Array:
+    """(batch, *output, channels): the padded input that tap `tap` of each window's place lies on, a strided slice."""
+    starts = [t * axis.dilation for t, axis in zip(tap, geometry.axes, strict=True)]
+    stops = [b + (axis.output - 1) * axis.stride + 1 for b, axis in zip(starts, geometry.axes, strict=True)]
+    return lax.slice(
+        padded,
+        (0, *starts, 0),
+        (padded.shape[0], *stops, padded.shape[-1]),
+        (1, *(axis.stride for axis in geometry.axes), 1),
+    )
+
+
+def turned(w: jax.Array, groups: int) -> jax.Array:
+    """w (*window, in // groups, out) turned by 180 degrees, in and out changed: (*window, out // groups, in)."""
+    *window, c, o = w.shape
+    w = lax.rev(w, range(len(window)))
+    w = w.reshape(*window, c, groups, o // groups)
+    return jnp.moveaxis(w, -3, -1).swapaxes(-3, -2).reshape(*window, o // groups, groups * c)

@@ -1,0 +1,254 @@
+"""The three bilinear products of a convolution as JAX primitives, each the derivative of the other two.
+
+With letters as in geometry.py (output p, tap t and input a meet where p*s + t*d = a*e + low), channels c in, o out:
+    convolve     y[n, p, o]  = sum over t, c of x[n, a, c] w[t, c, o]     the cross-correlation of x with w
+    kernel_grad  dw[t, c, o] = sum over n, p of x[n, a, c] g[n, p, o]     the valid cross-correlation of x with g
+    input_grad   dx[n, a, c] = sum over p, o of g[n, p, o] w[t, c, o]     full convolution of g, dilated by the stride
+                                                                     and zero-padded, with w turned by 180 degrees
+All three are one trilinear form, <convolve(x, w), g> = <x, input_grad(g, w)> = <w, kernel_grad(x, g)>, so the transpose
+of each in either argument is another one: the rules below are closed, and derivatives of every order stay within them.
+Source: Goodfellow, Bengio, Courville 2016, Deep Learning, eq. 9.8-9.13; stride, dilations and padding carried along.
+
+Arrays are channels_last: x (batch, *input, in), w (*window, in // groups, out), g and y (batch, *output, out). With
+examples=True every array has one more axis in front, and the product is taken for each of its entries: what vmap over
+both operands gives. Operands of different float types are multiplied in the wider; the result is of type `dtype`.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jconv import _jax
+from jconv.algorithms import choose
+from jconv.geometry import Geometry
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How a product is to be computed: `precision` as in jax.lax, `algorithm` a name of choose.py for each product."""
+
+    precision: Any = None
+    algorithm: tuple[str, str, str] = ("auto", "auto", "auto")  # forward, kernel gradient, input gradient
+
+
+def convolve(
+    x: Array, w: Array, geometry: Geometry, how: How = How(), dtype: Any = None, examples: bool = False
+) -> Array:
+    """y[p] = sum over t of x[p*s + t*d - low] w[t]: the cross-correlation of x with w. See the module's docstring."""
+    return _bind(convolve_p, x, w, geometry, how, dtype, examples)
+
+
+def kernel_grad(
+    x: Array, g: Array, geometry: Geometry, how: How = How(), dtype: Any = None, examples: bool = False
+) -> Array:
+    """dw[t] = sum over p of x[p*s + t*d - low] g[p]: the valid cross-correlation of x with g."""
+    return _bind(kernel_grad_p, x, g, geometry, how, dtype, examples)
+
+
+def input_grad(
+    g: Array, w: Array, geometry: Geometry, how: How = How(), dtype: Any = None, examples: bool = False
+) -> Array:
+    """dx[a] = sum of g[p] w[t] where p*s + t*d = a*e + low: the full convolution of g with w turned by 180 degrees."""
+    return _bind(input_grad_p, g, w, geometry, how, dtype, examples)
+
+
+def _bind(primitive: Any, lhs: Array, rhs: Array, geometry: Geometry, how: How, dtype: Any, examples: bool) -> Array:
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.dtype(dtype if dtype is not None else jnp.promote_types(lhs.dtype, rhs.dtype))
+    lhs, rhs = _jax.vary_alike(lhs, rhs)
+    return primitive.bind(lhs, rhs, geometry=geometry, how=how, dtype=dtype, examples=examples)
+
+
+convolve_p = _jax.Primitive("convolve")
+kernel_grad_p = _jax.Primitive("kernel_grad")
+input_grad_p = _jax.Primitive("input_grad")
+
+
+# Shapes: abstract evaluation.
+
+
+def _convolve_shape(x: Any, w: Any, geometry: Geometry) -> tuple[int, ...]:
+    assert x[1:-1] == geometry.input, (x, geometry)
+    assert w[:-2] == geometry.window, (w, geometry)
+    assert x[-1] == w[-2] * geometry.groups, (x, w, geometry)
+    assert w[-1] % geometry.groups == 0, (x, w, geometry)
+    return (x[0], *geometry.output, w[-1])
+
+
+def _kernel_grad_shape(x: Any, g: Any, geometry: Geometry) -> tuple[int, ...]:
+    assert x[1:-1] == geometry.input, (x, g, geometry)
+    assert g[1:-1] == geometry.output, (x, g, geometry)
+    assert x[0] == g[0], (x, g, geometry)
+    assert x[-1] % geometry.groups == 0, (x, g, geometry)
+    assert g[-1] % geometry.groups == 0, (x, g, geometry)
+    return (*geometry.window, x[-1] // geometry.groups, g[-1])
+
+
+def _input_grad_shape(g: Any, w: Any, geometry: Geometry) -> tuple[int, ...]:
+    assert g[1:-1] == geometry.output, (g, w, geometry)
+    assert w[:-2] == geometry.window, (g, w, geometry)
+    assert g[-1] == w[-1], (g, w, geometry)
+    return (g[0], *geometry.input, w[-2] * geometry.groups)
+
+
+def _abstract(
+    shape: Any, form: Any, lhs: Any, rhs: Any, *, geometry: Geometry, how: How, dtype: Any, examples: bool
+) -> Any:
+    if examples:
+        assert lhs.shape[0] == rhs.shape[0], (lhs, rhs)
+        out = (lhs.shape[0], *shape(lhs.shape[1:], rhs.shape[1:], geometry))
+    else:
+        out = shape(lhs.shape, rhs.shape, geometry)
+    if form is choose.kernel_grad:  # which sums over the batch
+        lhs, rhs = (_jax.summed(aval, int(examples)) for aval in (lhs, rhs))
+    plain = _plain(form, geometry, how, dtype, examples)
+    return _jax.abstract(plain, (lhs, rhs), out, dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def _plain(form: Any, geometry: Geometry, how: How, dtype: Any, examples: bool) -> Any:
+    return functools.partial(
+        _compute, form, geometry=geometry, how=dataclasses.replace(how, algorithm=("lax",) * 3), dtype=dtype,
+        examples=examples, platform="other",
+    )  # fmt: skip
+
+
+# Values: the lowering, which chooses an algorithm for the platform and knows no calculus.
+
+
+def _compute(
+    form: Any, lhs: Array, rhs: Array, *, geometry: Geometry, how: How, dtype: Any, examples: bool, platform: str
+) -> Array:
+    with jax.numpy_dtype_promotion("standard"):  # strictness is about the user's own mixing; this one is meant
+        return form(lhs, rhs, geometry, how.precision, dtype, how.algorithm, examples, platform)
+
+
+# Batching: a vmap over one operand folds into the axis that operand alone has; over both, it becomes `examples`.
+#   operand's own axis: x the batch and in-channels; see the formulas: what the other operand lacks is free to grow.
+
+
+def _fold(array: Array, dim: int, into: int) -> Array:
+    """`array` with its axis `dim` moved in front of its axis `into` (counted without dim) and merged with it."""
+    array = jnp.moveaxis(array, dim, into)
+    return array.reshape(*array.shape[:into], array.shape[into] * array.shape[into + 1], *array.shape[into + 2 :])
+
+
+def _unfold(array: Array, size: int, axis: int) -> Array:
+    """The inverse of _fold: `axis` split into (size, rest), size brought to the front."""
+    array = array.reshape(*array.shape[:axis], size, array.shape[axis] // size, *array.shape[axis + 1 :])
+    return jnp.moveaxis(array, axis, 0)
+
+
+def _fold_channels(array: Array, dim: int, groups: int, axis: int) -> Array:
+    """As _fold into channel `axis` (negative), within each of its groups: (groups, size, channels a group)."""
+    array = jnp.moveaxis(array, dim, 0)
+    size, channels = array.shape[0], array.shape[axis]
+    split = array.reshape(
+        *array.shape[: array.ndim + axis], groups, channels // groups, *array.shape[array.ndim + axis + 1 :]
+    )
+    split = jnp.moveaxis(split, 0, axis - 1)
+    return split.reshape(*array.shape[1 : array.ndim + axis], channels * size, *array.shape[array.ndim + axis + 1 :])
+
+
+def _unfold_channels(array: Array, size: int, groups: int, axis: int) -> Array:
+    """The inverse of _fold_channels, size brought to the front."""
+    channels, before, after = array.shape[axis], array.shape[: array.ndim + axis], array.shape[array.ndim + axis + 1 :]
+    split = array.reshape(*before, groups, size, channels // groups // size, *after)
+    return jnp.moveaxis(split, axis - 1, 0).reshape(size, *before, channels // size, *after)
+
+
+def _batch(primitive: Any, args: Any, dims: Any, *, geometry: Geometry, how: How, dtype: Any, examples: bool) -> Any:
+    lhs, rhs = args
+    bind = functools.partial(primitive.bind, geometry=geometry, how=how, dtype=dtype)
+    lead = int(examples)  # axes in front of an operand's own
+    if None not in dims:
+        if not examples:
+            return bind(jnp.moveaxis(lhs, dims[0], 0), jnp.moveaxis(rhs, dims[1], 0), examples=True), 0
+        size = lhs.shape[dims[0]]
+        return _unfold(bind(_fold(lhs, dims[0], 0), _fold(rhs, dims[1], 0), examples=True), size, 0), 0
+    left = dims[0] is not None
+    array, dim = (lhs, dims[0]) if left else (rhs, dims[1])
+    size = array.shape[dim]
+    free, result = _FREE[primitive][0 if left else 1]
+    if free == "batch":
+        array = _fold(array, dim, lead)
+    else:
+        array = _fold_channels(
+            array, dim, geometry.groups if free != "kernel_in" else 1, -2 if free == "kernel_in" else -1
+        )
+    out = bind(array, rhs, examples=examples) if left else bind(lhs, array, examples=examples)
+    if result == "batch":
+        return _unfold(out, size, lead), 0
+    groups = geometry.groups if result != "kernel_in" else 1
+    return _unfold_channels(out, size, groups, -2 if result == "kernel_in" else -1), 0
+
+
+# For each product and operand: the operand's free axis, and where the same axis stands in the result.
+_FREE = {
+    convolve_p: (("batch", "batch"), ("out", "out")),
+    kernel_grad_p: (("in", "kernel_in"), ("out", "out")),
+    input_grad_p: (("batch", "batch"), ("kernel_in", "in")),
+}
+
+
+# Derivatives: each product's transposes are the other two, with the roles of cotangent and operand as in the docstring.
+
+
+def _jvp(primitive: Any, primals: Any, tangents: Any, **params: Any) -> Any:
+    (lhs, rhs), (dlhs, drhs) = primals, tangents
+    out = primitive.bind(lhs, rhs, **params)
+    terms = []
+    if type(dlhs) is not _jax.Zero:
+        terms.append(primitive.bind(*_jax.vary_alike(dlhs, rhs), **params))
+    if type(drhs) is not _jax.Zero:
+        terms.append(primitive.bind(*_jax.vary_alike(lhs, drhs), **params))
+    return out, (terms[0] if len(terms) == 1 else jax.lax.add(*terms)) if terms else _jax.zero_tangent(out)
+
+
+def _transpose(wrt_lhs: Any, wrt_rhs: Any, ct: Any, lhs: Any, rhs: Any, *, dtype: Any, **params: Any) -> Any:
+    del dtype
+    left = _jax.is_unknown(lhs)
+    aval = lhs.aval if left else rhs.aval
+    if type(ct) is _jax.Zero:
+        out = _jax.Zero(aval.to_tangent_aval())
+    elif left:
+        out = wrt_lhs(ct, rhs, dtype=aval.dtype, **params)
+    else:
+        out = wrt_rhs(ct, lhs, dtype=aval.dtype, **params)
+    return (out, None) if left else (None, out)
+
+
+def _define(primitive: Any, shape: Any, form: Any, wrt_lhs: Any, wrt_rhs: Any) -> None:
+    primitive.def_abstract_eval(functools.partial(_abstract, shape, form))
+    _jax.define(primitive, functools.partial(_compute, form))
+    _jax.set_batching(primitive, functools.partial(_batch, primitive))
+    _jax.set_jvp(primitive, functools.partial(_jvp, primitive))
+    _jax.set_transpose(primitive, functools.partial(_transpose, wrt_lhs, wrt_rhs))
+
+
+_define(
+    convolve_p,
+    _convolve_shape,
+    choose.convolve,
+    input_grad,  # <convolve(u, w), g> = <u, input_grad(g, w)>
+    lambda g, x, **p: kernel_grad(x, g, **p),  # <convolve(x, v), g> = <v, kernel_grad(x, g)>
+)
+_define(
+    kernel_grad_p,
+    _kernel_grad_shape,
+    choose.kernel_grad,
+    lambda v, g, **p: input_grad(g, v, **p),  # <kernel_grad(u, g), v> = <u, input_grad(g, v)>
+    lambda v, x, **p: convolve(x, v, **p),  # <kernel_grad(x, y), v> = <y, convolve(x, v)>
+)
+_define(
+    input_grad_p,
+    _input_grad_shape,
+    choose.input_grad,
+    convolve,  # <input_grad(y, w), u> = <y, convolve(u, w)>
+    kernel_grad,  # <input_grad(g, v), u> = <v, kernel_grad(u, g)>
+)
