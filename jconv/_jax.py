@@ -178,14 +178,14 @@ def bind_in(trace: Any, primitive: Primitive, args: Any, params: dict[str, Any])
     """primitive.bind(*args, **params) as seen by `trace`."""
     if _AVALS_TOO:
         return primitive.bind_with_trace(trace, tuple(args), tuple(map(jax.typeof, args)), dict(params))
-    return primitive.bind_with_trace(trace, tuple(args), dict(params))
+    return primitive.bind_with_trace(trace, tuple(args), dict(params))  # pyright: ignore[reportCallIssue]
 
 
 def bind_functions_in(trace: Any, primitive: Primitive, functions: Any, args: Any, params: dict[str, Any]) -> Any:
     """As bind_in, for primitives that take functions: custom_jvp_call, custom_vjp_call, shard_map, calls."""
     if _AVALS_TOO:
         return primitive.bind_with_trace(trace, tuple(args), None, {"subfuns": tuple(functions), **params})
-    return primitive.bind_with_trace(trace, (*functions, *args), dict(params))
+    return primitive.bind_with_trace(trace, (*functions, *args), dict(params))  # pyright: ignore[reportCallIssue]
 
 
 @linear_util.transformation2

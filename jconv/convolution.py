@@ -66,6 +66,7 @@ def conv(
     Source: Goodfellow, Bengio, Courville 2016, Deep Learning, eq. 9.6 and 9.8-9.13.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> x, kernel = jnp.arange(5.0).reshape(1, 5, 1), jnp.ones((3, 1, 1))
       >>> conv(x, kernel).ravel()
       Array([3., 6., 9.], dtype=float32)
@@ -99,6 +100,7 @@ def conv1d(
       ValueError: kernel has not 3 axes, x not 3 or, unbatched, 2; and as conv.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> conv1d(jnp.ones((2, 8, 3)), jnp.ones((3, 3, 4)), padding="SAME").shape
       (2, 8, 4)
     """
@@ -129,6 +131,7 @@ def conv2d(
       ValueError: kernel has not 4 axes, x not 4 or, unbatched, 3; and as conv.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> conv2d(jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4)), padding="SAME").shape
       (2, 8, 8, 4)
     """
@@ -161,6 +164,7 @@ def conv3d(
       ValueError: kernel has not 5 axes, x not 5 or, unbatched, 4; and as conv.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> conv3d(jnp.ones((2, 8, 8, 8, 3)), jnp.ones((3, 3, 3, 3, 4)), padding="SAME").shape
       (2, 8, 8, 8, 4)
     """
@@ -216,6 +220,7 @@ def conv_transpose(
     Source: Dumoulin and Visin 2016, A guide to convolution arithmetic for deep learning, chapter 4.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> conv_transpose(jnp.array([1.0, 2.0]).reshape(1, 2, 1), jnp.ones((3, 1, 1)), strides=2).ravel()
       Array([1., 1., 3., 2., 2.], dtype=float32)
     """
@@ -267,6 +272,7 @@ def conv_kernel_grad(
     Source: Goodfellow, Bengio, Courville 2016, Deep Learning, eq. 9.11.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> conv_kernel_grad(jnp.ones((1, 5, 1)), jnp.ones((1, 3, 1)), (3, 1, 1)).ravel()
       Array([3., 3., 3.], dtype=float32)
     """
@@ -318,6 +324,7 @@ def conv_input_grad(
     Source: Goodfellow, Bengio, Courville 2016, Deep Learning, eq. 9.13.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> conv_input_grad(jnp.ones((1, 3, 1)), jnp.ones((3, 1, 1)), (1, 5, 1)).ravel()
       Array([1., 2., 3., 2., 1.], dtype=float32)
     """
@@ -346,6 +353,7 @@ def conv_bias_grad(g: ArrayLike, *, data_format: str = "channels_last") -> Array
     Source: Goodfellow, Bengio, Courville 2016, Deep Learning, section 9.5.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> conv_bias_grad(jnp.ones((2, 3, 4))).ravel()
       Array([6., 6., 6., 6.], dtype=float32)
     """

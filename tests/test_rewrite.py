@@ -2,11 +2,6 @@
 
 import collections
 import functools
-import os
-import subprocess
-import sys
-import threading
-import time
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +14,6 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jconv
-from jconv import products
-from jconv.rewriting import convolutions
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 STOCK = {

@@ -67,7 +67,7 @@ def _compute(
     """One product by the table, cropped first; rhs is the kernel for "convolve", g for "kernel_grad"."""
     lhs, geometry = windows.crop(lhs, geometry)
     problem = Problem(product, lhs.shape[0], lhs.shape[-1], rhs.shape[-1], geometry, dtype)
-    if lhs.size == 0 or rhs.size == 0:  # an empty sum
+    if lhs.size == 0 or rhs.size == 0 or 0 in geometry.output:  # an empty sum, or an empty result
         algorithm = "lax"
     return pick(problem, algorithm, platform).function(product)(lhs, rhs, geometry, precision, dtype)  # pyright: ignore[reportOptionalCall]
 

@@ -62,20 +62,14 @@ def winner(x: Array, *, geometry: Geometry, largest: bool, platform: str) -> tup
     del platform
     lost, dtype = identity(x.dtype, largest), _index_dtype(geometry.taps)
     x, geometry = windows.crop(x, geometry)
-    best, code, scale = x, None, 1
+    best, code, scale = x, jnp.zeros(x.shape, dtype), 1
     for i in reversed(range(geometry.rank)):
         axis, dim = geometry.axes[i], i + 1
         first = np.array([min(axis.taps_inside(p), default=0) for p in range(axis.output)])
-        values = _pad(best, dim, axis.low, axis.high, lost)
-        codes = None if code is None else _pad(code, dim, axis.low, axis.high, 0)
-        best = code = None
-        for tap in range(axis.window):
-            rival = _slide(values, dim, axis, tap)
-            place = jnp.array(tap * scale, dtype)
-            named = jnp.full(rival.shape, place) if codes is None else _slide(codes, dim, axis, tap) + place
-            if best is None:
-                best, code = rival, named
-                continue
+        values, codes = _pad(best, dim, axis.low, axis.high, lost), _pad(code, dim, axis.low, axis.high, 0)
+        best, code = _slide(values, dim, axis, 0), _slide(codes, dim, axis, 0)
+        for tap in range(1, axis.window):
+            rival, named = _slide(values, dim, axis, tap), _slide(codes, dim, axis, tap) + jnp.array(tap * scale, dtype)
             wins = _beats(rival, best, largest)
             if (first == tap).any():  # the first tap on an element: padding loses to it, even if it is -inf
                 mask = (first == tap).reshape([-1 if j == dim else 1 for j in range(rival.ndim)])

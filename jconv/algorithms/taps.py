@@ -82,7 +82,7 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
         parts = []
         for t in range(last.window):
             shifted = lax.slice_in_dim(here, t * last.dilation, t * last.dilation + width, last.stride, axis=-2)
-            parts.append(sums[t] + jnp.sum(shifted * there, axis=-2))
+            parts.append(sums[t] + jnp.sum(shifted * there, axis=-2, dtype=dtype))
         return tuple(parts)
 
     zeros = jnp.zeros((*(axis.window for axis in lead), x.shape[-1]), dtype)
