@@ -1,12 +1,16 @@
 """Pooling by taps: winners, sums and their adjoints, one axis at a time where that is exact.
 
+A program spells out at most UNROLLED taps of an axis; the taps of a longer window run in a loop.
+
 winner         the maximum over a window is a maximum over its rows of the maxima along each row
 window_sum     so is a sum
 scatter        dx[a] = sum over the windows p that see a of where(index[p] == tap of a in p, g[p], 0)
 """
 
+import functools
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +22,8 @@ from jconv.algorithms import windows
 from jconv.geometry import Axis, Geometry
 
 Array = jax.Array
+UNROLLED = 16  # taps of one axis, or windows over one element, that one program spells out
+GATHERED = 32  # taps of a window up to which a gather is one select a tap
 
 
 def _wide(dtype: Any) -> Any:
@@ -32,10 +38,25 @@ def identity(dtype: Any, largest: bool) -> Any:
     return jnp.iinfo(dtype).min if largest else jnp.iinfo(dtype).max
 
 
-def _slide(x: Array, dim: int, axis: Axis, tap: int) -> Array:
-    """The padded x under tap `tap` of each place along one axis."""
-    start = tap * axis.dilation
-    return lax.slice_in_dim(x, start, start + (axis.output - 1) * axis.stride + 1, axis.stride, axis=dim)
+def _slide(x: Array, dim: int, axis: Axis, tap: Any) -> Array:
+    """The padded x under tap `tap`, an int or in a loop a traced number, of each place along one axis."""
+    start, reach = tap * axis.dilation, (axis.output - 1) * axis.stride + 1
+    if isinstance(tap, int):
+        return lax.slice_in_dim(x, start, start + reach, axis.stride, axis=dim)
+    return lax.slice_in_dim(lax.dynamic_slice_in_dim(x, start, reach, dim), 0, reach, axis.stride, axis=dim)
+
+
+def _each(count: int, step: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """step(i, carry) for i from 1 to before `count`: written out, or beyond UNROLLED in a loop."""
+    if count > UNROLLED:
+        return lax.fori_loop(1, count, step, carry)
+    return functools.reduce(lambda carry, i: step(i, carry), range(1, count), carry)
+
+
+def _sum_taps(padded: Array, dim: int, axis: Axis) -> Array:
+    """The sum over the taps of one axis."""
+    add = lambda tap, total: total + _slide(padded, dim, axis, tap)
+    return _each(axis.window, add, _slide(padded, dim, axis, 0))
 
 
 def _pad(x: Array, dim: int, low: int, high: int, value: Any) -> Array:
@@ -64,63 +85,98 @@ def winner(x: Array, *, geometry: Geometry, largest: bool, platform: str) -> tup
     x, geometry = windows.crop(x, geometry)
     best, code, scale = x, jnp.zeros(x.shape, dtype), 1
     for i in reversed(range(geometry.rank)):
-        axis, dim = geometry.axes[i], i + 1
-        first = np.array([min(axis.taps_inside(p), default=0) for p in range(axis.output)])
-        values, codes = _pad(best, dim, axis.low, axis.high, lost), _pad(code, dim, axis.low, axis.high, 0)
-        best, code = _slide(values, dim, axis, 0), _slide(codes, dim, axis, 0)
-        for tap in range(1, axis.window):
-            rival, named = _slide(values, dim, axis, tap), _slide(codes, dim, axis, tap) + jnp.array(tap * scale, dtype)
-            wins = _beats(rival, best, largest)
-            if (first == tap).any():  # the first tap on an element: padding loses to it, even if it is -inf
-                mask = (first == tap).reshape([-1 if j == dim else 1 for j in range(rival.ndim)])
-                wins |= jnp.broadcast_to(mask, wins.shape)
-            best, code = jnp.where(wins, rival, best), jnp.where(wins, named, code)
-        scale *= axis.window
+        best, code = _winner_along(best, code, i + 1, geometry.axes[i], scale, lost, largest)
+        scale *= geometry.axes[i].window
     return best, code
 
 
-def _codes(axis: Axis, shift: int, scale: int) -> np.ndarray:
+def _winner_along(
+    best: Array, code: Array, dim: int, axis: Axis, scale: int, lost: Any, largest: bool
+) -> tuple[Array, Array]:
+    """The first best of each window along one axis, and its code: its code so far plus scale * tap."""
+    values, codes = _pad(best, dim, axis.low, axis.high, lost), _pad(code, dim, axis.low, axis.high, 0)
+    first = np.array([min(axis.taps_inside(p), default=0) for p in range(axis.output)])
+    first = first.reshape([-1 if j == dim else 1 for j in range(best.ndim)])
+
+    def challenge(tap: Any, held: tuple[Array, Array]) -> tuple[Array, Array]:
+        best, code = held
+        rival = _slide(values, dim, axis, tap)
+        named = _slide(codes, dim, axis, tap) + jnp.asarray(tap * scale).astype(code.dtype)
+        wins = _beats(rival, best, largest)
+        if not isinstance(tap, int) or (first == tap).any():
+            wins |= jnp.asarray(first == tap)  # the first tap on an element: padding loses to it, even if it is -inf
+        return jnp.where(wins, rival, best), jnp.where(wins, named, code)
+
+    return _each(axis.window, challenge, (_slide(values, dim, axis, 0), _slide(codes, dim, axis, 0)))
+
+
+def _codes(axis: Axis, shift: Any, scale: int) -> Any:
     """Along one axis: scale * the tap that sees element a from the shift-th last window over it; -1 if none."""
     place = np.arange(axis.input) + axis.low
     last = place // axis.stride - shift
-    tap, rest = np.divmod(place - last * axis.stride, axis.dilation)
-    seen = (rest == 0) & (tap < axis.window) & (last >= 0) & (last < axis.output)
-    return np.where(seen, tap * scale, -1)
+    offset = place - last * axis.stride
+    tap = offset // axis.dilation
+    seen = (tap * axis.dilation == offset) & (tap < axis.window) & (last >= 0) & (last < axis.output)
+    return tap * scale * seen + seen - 1
 
 
 def scatter(g: Array, index: Array, *, geometry: Geometry, platform: str) -> Array:
     """dx[a] = sum over the windows that see a of where(index == tap, g, 0): all but the winner get 0."""
     del platform
-    total: Any = 0
     scales = [math.prod(geometry.window[i + 1 :]) for i in range(geometry.rank)]
     g_wide, index = g.astype(_wide(g.dtype)), index.astype(jnp.int32)
     counts = [-(-axis.reach // axis.stride) for axis in geometry.axes]
-    for shifts in itertools.product(*map(range, counts)):
+    zero = jnp.zeros((), g_wide.dtype)
+
+    def won(shifts: Sequence[Any]) -> Array:
+        """What each element wins of the window that is shifts[i] places before the last one over it along axis i."""
         code, valid, seen, named = 0, True, g_wide, index
         for i, (axis, shift, scale) in enumerate(zip(geometry.axes, shifts, scales, strict=True)):
             codes = _codes(axis, shift, scale).reshape([-1 if j == i else 1 for j in range(geometry.rank)])
             code, valid = code + codes, valid & (codes >= 0)
             seen, named = (_spread_axis(v, i + 1, axis, shift) for v in (seen, named))
-        code = np.where(valid, code, -1)[..., None].astype(np.int32)  # index's type, with x64 too
-        total = total + jnp.where(named == code, seen, jnp.zeros((), g_wide.dtype))
+        code = jnp.where(valid, code, -1)[..., None].astype(jnp.int32)  # index's type, with x64 too
+        return jnp.where(named == code, seen, zero)
+
+    if math.prod(counts) <= UNROLLED:
+        total = functools.reduce(lax.add, map(won, itertools.product(*map(range, counts))))
+    else:
+        add = lambda number, total: total + won(jnp.unravel_index(number, counts))
+        total = lax.fori_loop(
+            0, math.prod(counts), add, jnp.zeros((g.shape[0], *geometry.input, g.shape[-1]), zero.dtype)
+        )
     return total.astype(g.dtype)
 
 
-def _spread_axis(g: Array, dim: int, axis: Axis, shift: int) -> Array:
+def _spread_axis(g: Array, dim: int, axis: Axis, shift: Any) -> Array:
     """g at the shift-th last window that sees each element along one axis; anything where there is none."""
     place = (np.arange(axis.input) + axis.low) // axis.stride - shift
-    return jnp.take(g, np.clip(place, 0, axis.output - 1), axis=dim, mode="clip")
+    return jnp.take(g, place.clip(0, axis.output - 1), axis=dim, mode="clip")
 
 
 def gather(x: Array, index: Array, *, geometry: Geometry, platform: str) -> Array:
     """The padded input under the tap that index names."""
-    del platform
     x, geometry = windows.crop(x, geometry)
+    if geometry.taps > GATHERED:
+        return read(x, _elements(index, geometry), platform=platform)
     padded = windows.pad(x, geometry)
     y = jnp.zeros(index.shape, x.dtype)
     for number, tap in enumerate(itertools.product(*map(range, geometry.window))):
         y = jnp.where(index == number, windows.under_tap(padded, geometry, tap), y)
     return y
+
+
+def _elements(index: Array, geometry: Geometry) -> Array:
+    """Tap numbers as row-major numbers of the elements of the input they name; -1 in the padding."""
+    number: Any = 0
+    inside: Any = True
+    taps = jnp.unravel_index(index.astype(jnp.int32), geometry.window)
+    for i, (axis, tap) in enumerate(zip(geometry.axes, taps, strict=True)):
+        places = np.arange(axis.output, dtype=np.int32) * axis.stride - axis.low
+        element = tap * axis.dilation + places.reshape([-1 if j == i + 1 else 1 for j in range(index.ndim)])
+        number = number * axis.input + element
+        inside = inside & (element >= 0) & (element < axis.input)
+    return jnp.where(inside, number, -1)
 
 
 def window_sum(x: Array, *, geometry: Geometry, dtype: Any, platform: str) -> Array:
@@ -130,10 +186,7 @@ def window_sum(x: Array, *, geometry: Geometry, dtype: Any, platform: str) -> Ar
     total = x.astype(_wide(dtype))
     for i in reversed(range(geometry.rank)):
         axis, dim = geometry.axes[i], i + 1
-        padded = _pad(total, dim, axis.low, axis.high, 0)
-        total = _slide(padded, dim, axis, 0)
-        for tap in range(1, axis.window):
-            total = total + _slide(padded, dim, axis, tap)
+        total = _sum_taps(_pad(total, dim, axis.low, axis.high, 0), dim, axis)
     return total.astype(dtype)
 
 
@@ -145,9 +198,7 @@ def window_spread(g: Array, *, geometry: Geometry, dtype: Any, platform: str) ->
         axis, dim = geometry.axes[i].for_input_grad(), i + 1
         widths = [(axis.low, axis.high, axis.input_dilation - 1) if j == dim else (0, 0, 0) for j in range(g.ndim)]
         padded = lax.pad(total, jnp.zeros((), total.dtype), widths)
-        total = _slide(padded, dim, axis, 0)
-        for tap in range(1, axis.window):
-            total = total + _slide(padded, dim, axis, tap)
+        total = _sum_taps(padded, dim, axis)
     return total.astype(dtype)
 
 
