@@ -112,9 +112,9 @@ def fold(
     fun = "fold"
     array = arguments.array(fun, "columns", columns)
     data_format = arguments.data_format(fun, data_format)
-    given = "output_shape" if hasattr(output_shape, "__len__") else "window_shape"
+    given = "output_shape" if pooling.is_sequence(output_shape) else "window_shape"
     rank = pooling.rank_of(fun, "columns", array, given, output_shape if given == "output_shape" else window_shape)
-    space = geo.integers(fun, "output_shape", output_shape, rank, 1)
+    space = geo.integers(fun, "output_shape", output_shape, rank, 0)
     window = geo.integers(fun, "window_shape", window_shape, rank, 1)
     batched = arguments.batched(fun, "columns", array.shape, rank)
     geometry, values, *_ = pooling.geometry_of(

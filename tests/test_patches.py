@@ -75,12 +75,12 @@ def test_columns_stand_as_in_lax(case):
 @pytest.mark.parametrize("window", [3, 20])
 def test_a_nan_stays_in_its_own_column(window):
     """lax's patches multiply by zeros, which spreads it."""
-    x = jnp.zeros((1, 40, 1)).at[0, 25, 0].set(np.nan)
+    x = jnp.zeros((1, 40, 1)).at[0, 20, 0].set(np.nan)
     columns = np.asarray(jconv.unfold(x, window))
     place, tap = np.nonzero(np.isnan(columns[0]))
-    equal(place + tap, np.full(window, 25))
+    equal(place + tap, np.full(window, 20))
     back = np.asarray(jconv.fold(jnp.asarray(columns), 40, window)).ravel()
-    assert np.flatnonzero(np.isnan(back)).tolist() == [25]
+    assert np.flatnonzero(np.isnan(back)).tolist() == [20]
 
 
 def test_low_precision_is_added_in_float32():
@@ -96,37 +96,3 @@ def test_the_program_is_bounded():
     x = jnp.ones((1, 700, 1))
     assert size(lambda x: jconv.unfold(x, 600), x) < 200
     assert size(lambda c: jconv.fold(c, 700, 600), jnp.ones((1, 101, 600))) < 200
-
-
-ARRAY = np.zeros((2, 6, 5, 3), np.float32)
-VALUE, TYPE = ValueError, TypeError
-WRONG = {
-    "list": (jconv.unfold, ([1.0], 2), {}, TYPE, r"unfold: x=\[1.0\] must be a JAX or NumPy array"),
-    "booleans": (jconv.unfold, (ARRAY > 0, 2), {}, TYPE, "unfold: x must have a float, complex or integer dtype"),
-    "window 0": (jconv.unfold, (ARRAY, 0), {}, VALUE, "unfold: window_shape=0 must be at least 1, got 0"),
-    "window large": (jconv.unfold, (ARRAY, (7, 2)), {}, VALUE, "unfold: the window does not fit on spatial axis 0"),
-    "stride 0": (jconv.unfold, (ARRAY, 2), {"strides": 0}, VALUE, "unfold: strides=0 must be at least 1"),
-    "stride float": (jconv.unfold, (ARRAY, 2), {"strides": 1.0}, TYPE, "unfold: strides=1.0 must hold integers"),
-    "padding": (jconv.unfold, (ARRAY, 2), {"padding": "all"}, VALUE, "unfold: padding='all' must be one of"),
-    "dilation": (jconv.unfold, (ARRAY, 2), {"window_dilation": -1}, VALUE, "unfold: window_dilation=-1 must be at least 1"),
-    "format": (jconv.unfold, (ARRAY, 2), {"data_format": 1}, TYPE, "unfold: data_format=1 must be a string"),
-    "rank": (jconv.unfold, (ARRAY, (2, 2, 2, 2)), {}, VALUE, "unfold: x must have 6 axes"),
-    "fold list": (jconv.fold, ([1.0], 4, 2), {}, TYPE, r"fold: columns=\[1.0\] must be a JAX or NumPy array"),
-    "fold places": (jconv.fold, (ARRAY, (6, 5), 2), {}, VALUE, r"fold: columns must have \(5, 4\) places, .* got shape"),
-    "fold channels": (jconv.fold, (ARRAY, (7, 6), 2), {}, VALUE, "fold: columns must have a multiple of 4 channels"),
-    "fold output": (jconv.fold, (ARRAY, (0, 6), 2), {}, VALUE, r"fold: output_shape=\(0, 6\) must be at least 1"),
-    "fold output float": (jconv.fold, (ARRAY, 7.5, 2), {}, TYPE, "fold: output_shape=7.5 must hold integers"),
-    "fold window": (jconv.fold, (ARRAY, (7, 6), (2, 2, 2)), {}, VALUE, r"fold: window_shape=\(2, 2, 2\) must be one integer or 2"),
-    "fold stride": (jconv.fold, (ARRAY, (7, 6), 2), {"strides": 0}, VALUE, "fold: strides=0 must be at least 1"),
-    "fold padding": (jconv.fold, (ARRAY, (7, 6), 2), {"padding": 0.5}, TYPE, "fold: padding=0.5 must hold integers"),
-    "fold reflect": (jconv.fold, (ARRAY, (1, 6), 2), {"padding": "REFLECT"}, VALUE, "fold: padding='REFLECT' needs at least 2"),
-    "fold format": (jconv.fold, (ARRAY, (7, 6), 2), {"data_format": "CHW"}, VALUE, "fold: data_format='CHW' must be one of"),
-    "fold rank": (jconv.fold, (ARRAY, (7, 6, 5, 4), 2), {}, VALUE, "fold: columns must have 6 axes"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_arguments(name):
-    f, args, options, error, match = WRONG[name]
-    with pytest.raises(error, match=match):
-        f(*args, **options)

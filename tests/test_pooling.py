@@ -109,7 +109,7 @@ def test_drawn_geometries_against_the_oracle(case, seed):
 
 
 def check_exact(case: Pool, dtype: str) -> None:
-    """On small whole numbers, whose sums are exact in float32: equal to the oracle rounded once."""
+    """On small whole numbers, whose sums are exact in float32: equal to the oracle rounded once; averages to rounding."""
     x, g = case.draw(dtype), case.draw(dtype, 1, case.y_shape)
     with jax.enable_x64(dtype == "float64"):
         got = jax.device_get(jax.jit(functools.partial(family, case))(x, g))
@@ -120,10 +120,10 @@ def check_exact(case: Pool, dtype: str) -> None:
         if name.startswith(("max", "min", "sum")):
             assert value.dtype == ("int32" if name.endswith("indices") and "with" not in name else dtype), name
         with np.errstate(invalid="ignore", over="ignore"):
-            # float32 divides whole numbers with one rounding; a quotient of g is then summed, with more.
             expected = want[name].astype(value.dtype)
-        if "avg" in name and "dx" in name:
-            np.testing.assert_allclose(value, want[name], **tolerance(dtype, case.terms, want[name]), err_msg=name)
+        if "avg" in name:  # XLA may multiply by 1 / window size
+            rounded = tolerance(str(value.dtype), case.terms, want[name])
+            np.testing.assert_allclose(value, want[name], **rounded, err_msg=name)
         else:
             equal(value, expected, err_msg=f"{name} of {case!r}")
 
@@ -199,7 +199,8 @@ def test_against_jax_grad_of_lax(case):
         if operator is not lax.add:
             equal(np.asarray(got[0]), np.asarray(want[0]))
         for a, b in zip(got, want):
-            np.testing.assert_allclose(a, b, **tolerance("float32", case.terms, b))
+            finite = np.where(np.isfinite(b), b, 0)  # -inf of a window wholly in the padding
+            np.testing.assert_allclose(a, b, **tolerance("float32", case.terms, finite))
 
 
 # Derivatives of every order and mode.
@@ -538,85 +539,3 @@ def test_max_unpool_drops_what_is_outside():
     two = jnp.stack([indices, far])
     out = jax.vmap(jax.jit(f), (None, 0))(y, two)
     assert out[:, 0, :, 0].tolist() == [[3, 0, 2, 0], [3, 0, 0, 0]]
-
-
-# Wrong arguments.
-
-ARRAY = np.zeros((2, 6, 5, 3), np.float32)
-VALUE, TYPE = ValueError, TypeError
-WRONG = {
-    "list for x": (jconv.max_pool, ([[1.0]], 2), {}, TYPE, r"max_pool: x=\[\[1.0\]\] must be a JAX or NumPy array, got list"),
-    "None for x": (jconv.avg_pool, (None, 2), {}, TYPE, "avg_pool: x=None must be"),
-    "booleans": (jconv.max_pool, (ARRAY > 0, 2), {}, TYPE, "max_pool: x must have a float, complex or integer dtype, got bool"),
-    "complex max": (jconv.max_pool, (ARRAY.astype(np.complex64), 2), {}, TYPE, "max_pool: x must have a real dtype.*complex64"),
-    "complex min": (jconv.min_pool, (ARRAY.astype(np.complex64), 2), {}, TYPE, "min_pool: x must have a real dtype"),
-    "complex lp": (jconv.lp_pool, (ARRAY.astype(np.complex64), 2, 2), {}, TYPE, "lp_pool: x must have a real dtype"),
-    "rank of x": (jconv.max_pool, (ARRAY, (2,)), {}, VALUE, r"max_pool: x must have 3 axes .* got shape \(2, 6, 5, 3\)"),
-    "rank of x, integer": (jconv.max_pool, (ARRAY[0, 0], 2), {}, VALUE, r"window_shape=2 is one integer, got shape \(5, 3\)"),
-    "window empty": (jconv.max_pool, (ARRAY, ()), {}, VALUE, r"window_shape=\(\) must have an entry for each spatial axis"),
-    "window 0": (jconv.max_pool, (ARRAY, (2, 0)), {}, VALUE, r"window_shape=\(2, 0\) must be at least 1, got 0"),
-    "window negative": (jconv.avg_pool, (ARRAY, -1), {}, VALUE, "avg_pool: window_shape=-1 must be at least 1, got -1"),
-    "window float": (jconv.max_pool, (ARRAY, 2.0), {}, TYPE, "window_shape=2.0 must hold integers"),
-    "window None": (jconv.max_pool, (ARRAY, None), {}, TYPE, "window_shape=None must hold integers"),
-    "window bool": (jconv.max_pool, (ARRAY, (2, True)), {}, TYPE, r"window_shape=\(2, True\) must hold integers"),
-    "window string": (jconv.max_pool, (ARRAY, "22"), {}, TYPE, "window_shape='22' must hold integers"),
-    "window too large": (jconv.max_pool, (ARRAY, (2, 7)), {}, VALUE, "max_pool: the window does not fit on spatial axis 1"),
-    "window dilated too far": (jconv.sum_pool, (ARRAY, 3), {"window_dilation": 3}, VALUE, "sum_pool: the window does not fit"),
-    "stride 0": (jconv.max_pool, (ARRAY, 2, 0), {}, VALUE, "max_pool: strides=0 must be at least 1, got 0"),
-    "stride negative": (jconv.max_pool, (ARRAY, 2, (1, -2)), {}, VALUE, r"strides=\(1, -2\) must be at least 1, got -2"),
-    "stride float": (jconv.max_pool, (ARRAY, 2, 1.5), {}, TYPE, "strides=1.5 must hold integers"),
-    "strides too many": (jconv.max_pool, (ARRAY, 2, (1, 1, 1)), {}, VALUE, r"strides=\(1, 1, 1\) must be one integer or 2"),
-    "padding unknown": (jconv.max_pool, (ARRAY, 2, 1, "FULL"), {}, VALUE, "padding='FULL' must be one of 'VALID'"),
-    "padding lower case": (jconv.avg_pool, (ARRAY, 2, 1, "same"), {}, VALUE, "padding='same' must be one of"),
-    "padding float": (jconv.max_pool, (ARRAY, 2, 1, 0.5), {}, TYPE, "padding=0.5 must hold integers"),
-    "padding None": (jconv.max_pool, (ARRAY, 2, 1, None), {}, TYPE, "padding=None must hold integers"),
-    "padding triple": (jconv.max_pool, (ARRAY, 2, 1, ((1, 1, 1), 1)), {}, VALUE, r"must hold \(low, high\) pairs"),
-    "padding too few": (jconv.max_pool, (ARRAY, 2, 1, (1,)), {}, VALUE, r"padding=\(1,\) must be a name, an integer, or 2"),
-    "causal in 2-D": (jconv.max_pool, (ARRAY, 2, 1, "CAUSAL"), {}, VALUE, "padding='CAUSAL' is for one spatial axis"),
-    "padding crops all": (jconv.max_pool, (ARRAY, 2, 1, -3), {}, VALUE, "max_pool: the window does not fit"),
-    "reflect of one": (jconv.max_pool, (ARRAY[:, :1], 2, 1, "REFLECT"), {}, VALUE, "padding='REFLECT' needs at least 2"),
-    "dilation 0": (jconv.max_pool, (ARRAY, 2), {"window_dilation": 0}, VALUE, "window_dilation=0 must be at least 1"),
-    "dilation float": (jconv.max_pool, (ARRAY, 2), {"window_dilation": 1.0}, TYPE, "window_dilation=1.0 must hold integers"),
-    "ceil_mode int": (jconv.max_pool, (ARRAY, 2), {"ceil_mode": 1}, TYPE, "ceil_mode=1 must be True or False, got int"),
-    "ceil_mode None": (jconv.lp_pool, (ARRAY, 2, 2), {"ceil_mode": None}, TYPE, "lp_pool: ceil_mode=None must be True or False"),
-    "indices of values": (
-        jconv.max_pool, (ARRAY, 2, 1, "EDGE"), {"return_indices": True}, VALUE, "return_indices=True needs padding .*'EDGE'"),
-    "return_indices string": (jconv.min_pool, (ARRAY, 2), {"return_indices": "no"}, TYPE, "min_pool: return_indices='no' must be"),
-    "data_format unknown": (jconv.max_pool, (ARRAY, 2), {"data_format": "NHWC"}, VALUE, "data_format='NHWC' must be one of"),
-    "data_format None": (jconv.max_pool, (ARRAY, 2), {"data_format": None}, TYPE, "data_format=None must be a string"),
-    "count_include_pad": (jconv.avg_pool, (ARRAY, 2), {"count_include_pad": 0}, TYPE, "count_include_pad=0 must be True or False"),
-    "divisor 0": (jconv.avg_pool, (ARRAY, 2), {"divisor_override": 0}, VALUE, "divisor_override=0 must not be zero"),
-    "divisor float": (jconv.avg_pool, (ARRAY, 2), {"divisor_override": 2.5}, TYPE, "divisor_override=2.5 must hold integers"),
-    "p 0": (jconv.lp_pool, (ARRAY, 0, 2), {}, VALUE, "lp_pool: p=0 must be above 0, or inf"),
-    "p negative": (jconv.lp_pool, (ARRAY, -math.inf, 2), {}, VALUE, "lp_pool: p=-inf must be above 0"),
-    "p nan": (jconv.lp_pool, (ARRAY, math.nan, 2), {}, VALUE, "lp_pool: p=nan must be above 0"),
-    "p string": (jconv.lp_pool, (ARRAY, "2", 2), {}, TYPE, "lp_pool: p='2' must be a static number, got str"),
-    "p bool": (jconv.lp_pool, (ARRAY, True, 2), {}, TYPE, "lp_pool: p=True must be a static number"),
-    "output 0": (jconv.adaptive_max_pool, (ARRAY, 0), {}, VALUE, "adaptive_max_pool: output_shape=0 must be at least 1"),
-    "output too long": (jconv.adaptive_avg_pool, (ARRAY, (1, 1, 1, 1)), {}, VALUE, "adaptive_avg_pool: x must have 6 axes"),
-    "output float": (jconv.adaptive_avg_pool, (ARRAY, 2.5), {}, TYPE, "output_shape=2.5 must hold integers"),
-    "output None": (jconv.adaptive_max_pool, (ARRAY, (None, 2)), {}, TYPE, r"output_shape=\(None, 2\) must hold integers"),
-    "adaptive of nothing": (jconv.adaptive_max_pool, (ARRAY[:, :0], 2), {}, VALUE, "must have at least one element along each"),
-    "adaptive complex": (jconv.adaptive_max_pool, (ARRAY.astype(np.complex64), 2), {}, TYPE, "x must have a real dtype"),
-    "adaptive format": (jconv.adaptive_avg_pool, (ARRAY, 2), {"data_format": "last"}, VALUE, "data_format='last' must be one of"),
-    "global complex": (jconv.global_max_pool, (ARRAY.astype(np.complex64),), {}, TYPE, "global_max_pool: x must have a real"),
-    "global rank": (jconv.global_avg_pool, (ARRAY[0, 0],), {}, VALUE, "global_avg_pool: x must have at least 3 axes"),
-    "global list": (jconv.global_avg_pool, ([1.0],), {}, TYPE, r"global_avg_pool: x=\[1.0\] must be a JAX or NumPy array"),
-    "float indices": (jconv.max_unpool, (ARRAY, ARRAY, 8), {}, TYPE, "max_unpool: indices must be integers, got float32"),
-    "indices of other shape": (
-        jconv.max_unpool, (ARRAY, np.zeros((2, 6, 5, 2), int), 8), {}, VALUE, r"indices must have y's shape \(2, 6, 5, 3\), got"),
-    "indices below": (
-        jconv.max_unpool, (ARRAY, np.full(ARRAY.shape, -2), 8), {}, VALUE, "indices must be from -1 to 63, .* got -2"),
-    "indices list": (jconv.max_unpool, (ARRAY, [0], 8), {}, TYPE, r"max_unpool: indices=\[0\] must be a JAX or NumPy array"),
-    "unpool to nothing": (
-        jconv.max_unpool, (ARRAY, np.zeros(ARRAY.shape, int), 0), {}, VALUE, "max_unpool: output_shape=0 must be at least 1"),
-    "unpool rank": (
-        jconv.max_unpool, (ARRAY, np.zeros(ARRAY.shape, int), (8,)), {}, VALUE, "max_unpool: y must have 3 axes"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_arguments(name):
-    f, args, options, error, match = WRONG[name]
-    with pytest.raises(error, match=match):
-        f(*args, **options)

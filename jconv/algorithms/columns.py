@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jconv.algorithms import windows
 from jconv.geometry import Geometry
 
 CHUNK_BYTES = 4 << 20  # shares computed at once; half of what two cores have of second and third level cache is plenty
@@ -28,23 +29,18 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     batch, space, out = x.shape[0], geometry.input, w.shape[-1]
     rows = w.reshape(geometry.taps, w.shape[-2], out).swapaxes(1, 2).reshape(geometry.taps * out, w.shape[-2])
     fold = _Fold(geometry)
-    images = _chunk(batch, geometry.taps * out * math.prod(space) * jnp.dtype(dtype).itemsize)
+    shares = geometry.taps * out * math.prod(space) * jnp.dtype(dtype).itemsize
+    images = windows.images_at_once(batch, shares, CHUNK_BYTES)
 
     def run(x: jax.Array) -> jax.Array:
         flat = x.reshape(-1, x.shape[-1])
         z = lax.dot_general(rows, flat, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=dtype)
         return fold(z.reshape(geometry.taps, out, x.shape[0], *space))
 
-    if images == batch:
+    if images is None:
         return run(x)
     y = lax.map(run, x.reshape(batch // images, images, *x.shape[1:]))
     return y.reshape(batch, *y.shape[2:])
-
-
-def _chunk(batch: int, bytes_each: int) -> int:
-    """The largest divisor of batch whose shares stay within CHUNK_BYTES, or one image."""
-    most = max(1, CHUNK_BYTES // max(1, bytes_each))
-    return max(n for n in range(1, batch + 1) if batch % n == 0 and n <= most)
 
 
 class _Fold:

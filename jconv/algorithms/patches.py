@@ -40,20 +40,18 @@ def _patches(x: jax.Array, geometry: Geometry) -> jax.Array:
     return jnp.stack(parts)
 
 
-def _chunks(x: jax.Array, geometry: Geometry) -> int:
-    """How many parts the batch is split into."""
-    batch = x.shape[0]
+def _images(x: jax.Array, geometry: Geometry) -> int | None:
+    """How many images' patches are held at once; None for all of them."""
     each = geometry.taps * x.shape[-1] * math.prod(geometry.output) * x.dtype.itemsize
-    most = max(1, CHUNK_BYTES // max(1, each))
-    return batch // max(n for n in range(1, batch + 1) if batch % n == 0 and n <= most)
+    return windows.images_at_once(x.shape[0], each, CHUNK_BYTES)
 
 
-def _split(array: jax.Array, parts: int) -> jax.Array:
-    return array.reshape(parts, array.shape[0] // parts, *array.shape[1:])
+def _split(array: jax.Array, images: int) -> jax.Array:
+    return array.reshape(array.shape[0] // images, images, *array.shape[1:])
 
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
-    batch, out, parts = x.shape[0], w.shape[-1], _chunks(x, geometry)
+    batch, out, images = x.shape[0], w.shape[-1], _images(x, geometry)
     rows = w.reshape(-1, out)
 
     def run(x: jax.Array) -> jax.Array:
@@ -62,12 +60,12 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
         return y.reshape(-1, *geometry.output, out)
 
     x = windows.pad(x, geometry)
-    y = run(x) if parts == 1 else lax.map(run, _split(x, parts))
+    y = run(x) if images is None else lax.map(run, _split(x, images))
     return y.reshape(batch, *geometry.output, out)
 
 
 def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
-    out, channels, parts = g.shape[-1], x.shape[-1], _chunks(x, geometry)
+    out, channels, images = g.shape[-1], x.shape[-1], _images(x, geometry)
 
     def run(x: jax.Array, g: jax.Array) -> jax.Array:
         columns = _patches(jnp.moveaxis(x, -1, 0), geometry).reshape(geometry.taps * channels, -1)
@@ -75,10 +73,10 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
         return lax.dot_general(columns, g.reshape(-1, out), dims, precision=precision, preferred_element_type=dtype)
 
     x = windows.pad(x, geometry)
-    if parts == 1:
+    if images is None:
         dw = run(x, g)
     else:
-        dw = _accumulate(run, _split(x, parts), _split(g, parts), (geometry.taps * channels, out), dtype)
+        dw = _accumulate(run, _split(x, images), _split(g, images), (geometry.taps * channels, out), dtype)
     return dw.reshape(*geometry.window, channels, out)
 
 

@@ -117,7 +117,7 @@ def _codes(axis: Axis, shift: Any, scale: int) -> Any:
     offset = place - last * axis.stride
     tap = offset // axis.dilation
     seen = (tap * axis.dilation == offset) & (tap < axis.window) & (last >= 0) & (last < axis.output)
-    return tap * scale * seen + seen - 1
+    return (jnp if isinstance(last, jax.Array) else np).where(seen, tap * scale, -1)
 
 
 def scatter(g: Array, index: Array, *, geometry: Geometry, platform: str) -> Array:

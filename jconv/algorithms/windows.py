@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,3 +55,13 @@ def turned(w: jax.Array, groups: int) -> jax.Array:
     w = lax.rev(w, range(len(window)))
     w = w.reshape(*window, c, groups, o // groups)
     return jnp.moveaxis(w, -3, -1).swapaxes(-3, -2).reshape(*window, o // groups, groups * c)
+
+
+def images_at_once(batch: Any, bytes_each: int, most_bytes: int) -> int | None:
+    """The largest part of the batch, a divisor of it, that takes most_bytes at most, or one image; None for all.
+
+    A symbolic batch, as in an export, is not split.
+    """
+    if not isinstance(batch, int) or batch * bytes_each <= most_bytes or batch == 1:
+        return None
+    return max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * bytes_each <= most_bytes))
