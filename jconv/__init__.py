@@ -2,6 +2,7 @@
 
 from jconv import lax
 from jconv.adaptive import adaptive_avg_pool, adaptive_max_pool, global_avg_pool, global_max_pool, max_unpool
+from jconv.comparison import compare
 from jconv.convolution import (
     conv,
     conv1d,
@@ -12,6 +13,7 @@ from jconv.convolution import (
     conv_kernel_grad,
     conv_transpose,
 )
+from jconv.explain import explain
 from jconv.patches import fold, unfold
 from jconv.pooling import avg_pool, lp_pool, max_pool, min_pool, sum_pool
 from jconv.rewrite import accelerate, accelerated, automatic, report
@@ -23,6 +25,7 @@ __all__ = [
     "adaptive_max_pool",
     "automatic",
     "avg_pool",
+    "compare",
     "conv",
     "conv1d",
     "conv2d",
@@ -31,6 +34,7 @@ __all__ = [
     "conv_input_grad",
     "conv_kernel_grad",
     "conv_transpose",
+    "explain",
     "fold",
     "global_avg_pool",
     "global_max_pool",
