@@ -76,6 +76,13 @@ def _read(fun: str, x: Any, output_shape: Any, data_format: Any) -> tuple[Any, L
     return x, Layout(data_format, batched), tuple(map(Adaptive, space, output))
 
 
+def _read_global(fun: str, x: Any, data_format: Any) -> tuple[Any, Layout, tuple[Adaptive, ...]]:
+    x = arguments.array(fun, "x", x)
+    if x.ndim < 3:
+        raise ValueError(f"{fun}: x must have at least 3 axes (batch, spatial, channels), got shape {x.shape}")
+    return _read(fun, x, 1, data_format)
+
+
 def adaptive_max_pool(
     x: ArrayLike, output_shape: Integers, *, return_indices: bool = False, data_format: str = "channels_last"
 ) -> Any:
@@ -151,7 +158,7 @@ def global_max_pool(x: ArrayLike, *, data_format: str = "channels_last") -> Arra
       >>> global_max_pool(jnp.arange(8.0).reshape(1, 2, 2, 2)).ravel()
       Array([6., 7.], dtype=float32)
     """
-    array, layout, windows = _read("global_max_pool", x, 1, data_format)
+    array, layout, windows = _read_global("global_max_pool", x, data_format)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"global_max_pool: x must have a real dtype, got {array.dtype}")
     return _run_adaptive_max(layout, windows, False, array)
@@ -174,7 +181,7 @@ def global_avg_pool(x: ArrayLike, *, data_format: str = "channels_last") -> Arra
       >>> global_avg_pool(jnp.arange(8.0).reshape(1, 2, 2, 2)).ravel()
       Array([3., 4.], dtype=float32)
     """
-    array, layout, windows = _read("global_avg_pool", x, 1, data_format)
+    array, layout, windows = _read_global("global_avg_pool", x, data_format)
     return _run_adaptive_avg(layout, AdaptivePlan(windows, pooling.mean_dtype(array.dtype)), array)
 
 

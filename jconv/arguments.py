@@ -14,19 +14,17 @@ from jconv.algorithms import choose
 
 def array(fun: str, argument: str, value: Any) -> Any:
     """`value` as a JAX or NumPy array of numbers; anything else, a list or None too, is a TypeError."""
-    if not isinstance(value, jax.Array):
-        if hasattr(value, "__jax_array__"):
-            value = value.__jax_array__()
-        elif isinstance(value, np.ndarray | np.generic):
-            if value.dtype.kind not in "biufcV":
-                raise TypeError(
-                    f"{fun}: {argument} must be an array of numbers, got a NumPy array of dtype {value.dtype}"
-                )
+    if not isinstance(value, jax.Array) and hasattr(value, "__jax_array__"):
+        value = value.__jax_array__()
+    if isinstance(value, np.ndarray | np.generic):
+        try:
             value = jnp.asarray(value)
-        else:
+        except (TypeError, ValueError):  # a dtype that JAX has not: strings, float128, a structured one
             raise TypeError(
-                f"{fun}: {argument}={_short(value)} must be a JAX or NumPy array, got {type(value).__name__}"
-            )
+                f"{fun}: {argument} must be an array of numbers, got a NumPy array of dtype {value.dtype}"
+            ) from None
+    elif not isinstance(value, jax.Array):
+        raise TypeError(f"{fun}: {argument}={_short(value)} must be a JAX or NumPy array, got {type(value).__name__}")
     if not jnp.issubdtype(value.dtype, np.number):
         raise TypeError(
             f"{fun}: {argument} must have a float, complex or integer dtype, got {value.dtype} of shape {value.shape}"
@@ -77,10 +75,8 @@ def batched(fun: str, argument: str, shape: tuple[int, ...], rank: int) -> bool:
 
 
 def full_shape(fun: str, argument: str, value: Any) -> tuple[int, ...]:
-    """A shape given as an argument: a sequence of integers that are not negative."""
-    if isinstance(value, int) or not hasattr(value, "__len__"):
-        raise TypeError(f"{fun}: {argument}={value!r} must be a sequence of integers, a whole shape")
-    return geo.integers(fun, argument, tuple(value), None, at_least=0)
+    """A whole shape given as an argument: a sequence of integers that are not negative."""
+    return geo.integers(fun, argument, value, None, at_least=0)
 
 
 def channels_last_shape(shape: tuple[int, ...], data_format: str, has_batch: bool) -> tuple[int, ...]:
@@ -118,8 +114,11 @@ def _preset(value: Any) -> Any:
 def precision(fun: str, value: Any) -> Any:
     """`precision` as jax.lax takes it: None, a name, a jax.lax.Precision, or a pair of these, one an operand."""
     if isinstance(value, tuple | list):
-        if len(value) != 2:
-            raise ValueError(f"{fun}: precision={value!r} must be one precision or a pair of them")
+        if len(value) != 2 or not all(isinstance(v, str | jax.lax.Precision) for v in value):
+            raise ValueError(
+                f"{fun}: precision={value!r} must be one precision or a pair of them, each a string or a "
+                "jax.lax.Precision"
+            )
         return tuple(precision(fun, v) for v in value)
     try:
         return _precision(fun, value)
@@ -130,15 +129,21 @@ def precision(fun: str, value: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=256)
-def _result_dtype(fun: str, value: Any, operand: Any) -> Any:
+def _result_dtype(fun: str, value: Any, operand: Any, widest: Any) -> Any:
+    del widest  # float64 where jax_enable_x64 is set, else float32: what the cache must tell apart
     if value is None:
         return operand
     try:
-        dtype = jnp.dtype(value)
+        wanted = jnp.dtype(value)
     except TypeError:
         raise TypeError(f"{fun}: preferred_element_type={value!r} must be None or a dtype") from None
-    dtype = jax.dtypes.canonicalize_dtype(dtype)
-    kinds = (jnp.integer, jnp.floating, jnp.complexfloating)
+    dtype = jax.dtypes.canonicalize_dtype(wanted)
+    if dtype != wanted and not any(value is python for python in (int, float, complex)):
+        raise ValueError(
+            f"{fun}: preferred_element_type={value!r} must have at most 32 bits (complex: 64) unless jax_enable_x64 is "
+            f"set; JAX would make it {dtype}"
+        )
+    kinds = (jnp.signedinteger, jnp.unsignedinteger, jnp.floating, jnp.complexfloating)
     if not any(jnp.issubdtype(dtype, k) and jnp.issubdtype(operand, k) for k in kinds):
         raise ValueError(f"{fun}: preferred_element_type={value!r} must be of the same kind as the operands' {operand}")
     if dtype.itemsize < operand.itemsize:
@@ -151,7 +156,7 @@ def _result_dtype(fun: str, value: Any, operand: Any) -> Any:
 def result_dtype(fun: str, value: Any, operand: Any) -> Any:
     """The dtype of a product: the operands', or `preferred_element_type` of the same kind and at least as wide."""
     try:
-        return _result_dtype(fun, value, operand)
+        return _result_dtype(fun, value, operand, jax.dtypes.canonicalize_dtype("float64"))
     except TypeError as error:
         if "unhashable" not in str(error):
             raise

@@ -154,20 +154,22 @@ def _options(
     )
 
 
-def _check_kernel(fun: str, kernel: tuple[int, ...], channels: int, groups: int, seen: str) -> None:
+def _check_kernel(
+    fun: str, kernel: tuple[int, ...], channels: int, groups: int, seen: str, name: str = "kernel"
+) -> None:
     """Windows and channels of a kernel (*window, in // groups, out) over `channels` input channels."""
     if any(k < 1 for k in kernel[:-2]):
-        raise ValueError(f"{fun}: kernel must have at least one tap along each axis, got window {kernel[:-2]}")
+        raise ValueError(f"{fun}: {name} must have at least one tap along each axis, got window {kernel[:-2]}; {seen}")
     if channels % groups:
         raise ValueError(f"{fun}: feature_group_count={groups} must divide the {channels} input channels; {seen}")
     if kernel[-2] * groups != channels:
         raise ValueError(
-            f"{fun}: kernel must have {channels // groups} input channels (the input's {channels} / feature_group_"
+            f"{fun}: {name} must have {channels // groups} input channels (the input's {channels} / feature_group_"
             f"count={groups}), got {kernel[-2]}; {seen}"
         )
     if kernel[-1] % groups:
         raise ValueError(
-            f"{fun}: feature_group_count={groups} must divide the kernel's {kernel[-1]} output channels; {seen}"
+            f"{fun}: feature_group_count={groups} must divide the {name}'s {kernel[-1]} output channels; {seen}"
         )
 
 
@@ -264,7 +266,7 @@ def kernel_grad(
     x_shape = arguments.channels_last_shape(x.shape, data_format, batched)
     k_shape = arguments.kernel_last_shape(shape, data_format)
     seen = f"x has shape {x.shape}, kernel_shape={shape}, {data_format=}"
-    _check_kernel(fun, k_shape, x_shape[-1], options[-1], seen)
+    _check_kernel(fun, k_shape, x_shape[-1], options[-1], seen, "kernel_shape")
     geometry, values = _geometry(fun, x_shape[int(batched) : -1], k_shape[:-2], *options)
     _check_cotangent(fun, g, (*x_shape[: int(batched)], *geometry.output, k_shape[-1]), data_format, batched, seen)
     arguments.same_dtype(fun, x=x, g=g)

@@ -165,14 +165,21 @@ def integer(fun: str, argument: str, value: Any, at_least: int | None = None, wh
     return number
 
 
+def _listed(fun: str, argument: str, value: Any) -> list[Any]:
+    """A NumPy or JAX array as a list; TypeError where it is traced and has no values."""
+    try:
+        return value.tolist()
+    except TypeError:
+        raise TypeError(f"{fun}: {argument}={value!r} must hold static Python integers, not traced ones") from None
+
+
 def integers(fun: str, argument: str, value: Any, rank: int | None, at_least: int | None = None) -> tuple[int, ...]:
     """One integer for each of `rank` spatial axes; a scalar stands for all of them. rank None: as many as given."""
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        if getattr(value, "ndim", 0) == 1:  # a NumPy vector
-            np_vector: Any = value
-            value = tuple(np_vector.tolist())
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        if getattr(value, "ndim", 0) == 1:
+            value = tuple(_listed(fun, argument, value))
         elif rank is None:
-            raise TypeError(f"{fun}: {argument}={value!r} must be a sequence of integers, one a spatial axis")
+            raise TypeError(f"{fun}: {argument}={value!r} must be a sequence of integers, one an axis")
         else:
             return (integer(fun, argument, value, at_least),) * rank
     if rank is not None and len(value) != rank:
@@ -198,9 +205,9 @@ def padding_form(fun: str, padding: Any, rank: int) -> str | tuple[tuple[int, in
         if mode == "CAUSAL" and rank != 1:
             raise ValueError(f"{fun}: padding='CAUSAL' is for one spatial axis, and there are {rank}")
         return mode
-    if not isinstance(padding, Sequence):
+    if not isinstance(padding, Sequence) or isinstance(padding, bytes):
         if getattr(padding, "ndim", 0) > 0 and hasattr(padding, "tolist"):
-            return padding_form(fun, padding.tolist(), rank)
+            return padding_form(fun, _listed(fun, "padding", padding), rank)
         both = integer(fun, "padding", padding)
         return ((both, both),) * rank
     if len(padding) != rank:

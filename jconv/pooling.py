@@ -7,6 +7,7 @@ geometry.py.
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -132,9 +133,14 @@ def geometry_of(
     return geometry, values, kept, tuple((-low, n + high) for n, (low, high) in zip(space, pads, strict=True))
 
 
+def is_sequence(value: Any) -> bool:
+    """Whether `value` has an entry for each axis; not so an integer, be it an array without axes, nor a string."""
+    return (isinstance(value, Sequence) and not isinstance(value, str | bytes)) or getattr(value, "ndim", 0) > 0
+
+
 def rank_of(fun: str, name: str, x: Any, argument: str, value: Any) -> int:
     """The number of spatial axes: as many as `value` has entries; x (`name`) is batched where it is one integer."""
-    if hasattr(value, "__len__") and not isinstance(value, str):
+    if is_sequence(value):
         if len(value) == 0:
             raise ValueError(f"{fun}: {argument}={value!r} must have an entry for each spatial axis, at least one")
         return len(value)
@@ -161,12 +167,17 @@ def read(
         fun,
         space,
         geo.integers(fun, "window_shape", window_shape, rank, 1),
-        (1,) * rank if strides is None else geo.integers(fun, "strides", strides, rank, 1),
+        geo.integers(fun, "strides", strides, rank, 1),
         geo.padding_form(fun, padding, rank),
         geo.integers(fun, "window_dilation", window_dilation, rank, 1),
         arguments.flag(fun, "ceil_mode", ceil_mode),
     )
     return x, geometry, Layout(data_format, batched, values, kept), space, limits
+
+
+def _steps(strides: Any) -> Any:
+    """A pooling's strides; None: 1, as in Flax."""
+    return 1 if strides is None else strides
 
 
 def mean_dtype(dtype: Any) -> Any:
@@ -177,7 +188,7 @@ def mean_dtype(dtype: Any) -> Any:
 def _extreme(fun: str, largest: bool, x: Any, return_indices: Any, padding: Any, *options: Any) -> Any:
     window_shape, strides, window_dilation, ceil_mode, data_format = options
     x, geometry, layout, space, _ = read(
-        fun, x, window_shape, strides, padding, window_dilation, ceil_mode, data_format
+        fun, x, window_shape, _steps(strides), padding, window_dilation, ceil_mode, data_format
     )
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"{fun}: x must have a real dtype, since complex numbers have no order, got {x.dtype}")
@@ -303,7 +314,7 @@ def avg_pool(
     """
     fun = "avg_pool"
     array, geometry, layout, _, limits = read(
-        fun, x, window_shape, strides, padding, window_dilation, ceil_mode, data_format
+        fun, x, window_shape, _steps(strides), padding, window_dilation, ceil_mode, data_format
     )
     divisor = (
         limits
@@ -312,8 +323,8 @@ def avg_pool(
     )
     if divisor_override is not None:
         divisor = geo.integer(fun, "divisor_override", divisor_override)
-        if divisor == 0:
-            raise ValueError(f"{fun}: divisor_override={divisor_override!r} must not be zero")
+        if divisor == 0 or abs(divisor) >= 2**63:
+            raise ValueError(f"{fun}: divisor_override={divisor_override!r} must not be zero, and fit in 64 bits")
     return _run_sum(layout, SumPlan(geometry, mean_dtype(array.dtype), divisor), True, array)
 
 
@@ -340,7 +351,9 @@ def sum_pool(
       Array([ 6., 12., 18.], dtype=float32)
     """
     fun = "sum_pool"
-    array, geometry, layout, *_ = read(fun, x, window_shape, strides, padding, window_dilation, ceil_mode, data_format)
+    array, geometry, layout, *_ = read(
+        fun, x, window_shape, _steps(strides), padding, window_dilation, ceil_mode, data_format
+    )
     return _run_sum(layout, SumPlan(geometry, array.dtype, 1), False, array)
 
 
@@ -383,11 +396,13 @@ def lp_pool(
       Array([5., 4.], dtype=float32)
     """
     fun = "lp_pool"
-    array, geometry, layout, *_ = read(fun, x, window_shape, strides, padding, window_dilation, ceil_mode, data_format)
+    array, geometry, layout, *_ = read(
+        fun, x, window_shape, _steps(strides), padding, window_dilation, ceil_mode, data_format
+    )
     if isinstance(p, bool) or not isinstance(p, int | float | np.integer | np.floating):
         raise TypeError(f"{fun}: p={p!r} must be a static number, got {type(p).__name__}")
-    if not p > 0:
-        raise ValueError(f"{fun}: p={p!r} must be above 0, or inf")
+    if not p > 0 or (isinstance(p, int) and p >= 2**63):
+        raise ValueError(f"{fun}: p={p!r} must be above 0 and fit in 64 bits, or inf")
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"{fun}: x must have a real dtype, got {array.dtype}")
     return _run_lp(layout, LpPlan(geometry, mean_dtype(array.dtype), float(p)), array)
