@@ -364,38 +364,6 @@ def test_integers_wrap_as_lax_wraps():
     assert int(want[0, 0, 0]) == (400 + 128) % 256 - 128
 
 
-# Large sizes: some of XLA's paths differ by size (openxla/xla#48714). Three rows of the oracle would take minutes for
-# the largest; these are the sizes of real networks.
-
-LARGE = [
-    Case((56, 56), (3, 3), padding=1, channels=(64, 64), name="2 x 56 x 56 x 64, 3x3"),
-    Case(
-        (112, 112), (3, 3), padding=1, groups=32, channels=(32, 32), batch=1, name="1 x 112 x 112 x 32, depthwise 3x3"
-    ),
-    Case((28, 28), (7, 7), padding="SAME", groups=96, channels=(96, 96), name="2 x 28 x 28 x 96, depthwise 7x7"),
-    Case((224, 224), (7, 7), 2, 3, channels=(3, 32), batch=1, name="1 x 224 x 224 x 3, 7x7, stride 2"),
-    Case((28, 28), (3, 3), padding=1, groups=32, channels=(128, 128), name="2 x 28 x 28 x 128, 32 groups"),
-    Case((56, 56), (1, 1), channels=(64, 128), name="2 x 56 x 56 x 64, 1x1"),
-    Case((32, 32), (4, 4), 4, channels=(16, 96), name="2 x 32 x 32 x 16, 4x4 patches"),
-    Case((27, 27), (3, 3), 2, ((1, 1), (1, 1)), channels=(48, 64), name="2 x 27 x 27 x 48, 3x3, stride 2"),
-    Case((8, 16, 16), (3, 3, 3), padding=1, channels=(16, 16), name="2 x 8 x 16 x 16 x 16, 3x3x3"),
-    Case((2048,), (9,), padding="CAUSAL", kernel_dilation=4, channels=(16, 16), name="2 x 2048 x 16, causal, dilated"),
-    Case(
-        (28, 28), (2, 2), padding=((1, 1), (1, 1)), input_dilation=2, channels=(32, 16), name="up-convolution, 28 to 56"
-    ),
-]
-
-
-@pytest.mark.parametrize("case", LARGE, ids=str)
-def test_large_sizes_against_the_oracle(case):
-    arrays = case.draw("float32")
-    x, kernel, bias, g = arrays
-    got = jax.device_get(jax.jit(gradients(functools.partial(jconv.conv, **case.options)))(*arrays))
-    want = case.conv(x, kernel, bias), case.input_grad(g, kernel), case.kernel_grad(x, g), case.bias_grad(g)
-    for value, exact in zip(got, want):
-        np.testing.assert_allclose(value, exact, **tolerance("float32", case.terms, exact))
-
-
 def test_every_padding_is_among_the_cases():
     seen = {case.padding for case in CASES if isinstance(case.padding, str)}
     assert seen >= {"SAME", "SAME_LOWER", "VALID", "CAUSAL", *REPEATS}
