@@ -43,7 +43,7 @@ class Form:
     def step(self, derived: Any, passed: Any, cotangents: Any) -> tuple[Any, Any]:
         """(fun's result, gradients): a forward and a backward pass."""
         outs, back, result = self.back(derived, passed)
-        return result, back(list(cotangents) if outs else [])[0]
+        return result, back([c.astype(y.dtype) for c, y in zip(cotangents, outs, strict=True)])[0]
 
     def jvp_of_grad(self, derived: Any, passed: Any, cotangents: Any, directions: Any) -> Any:
         """The derivative of the gradients along a direction."""

@@ -25,7 +25,9 @@ def apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """|a - b|, elementwise, in double precision."""
     a, b = wide(a), wide(b)
     with np.errstate(all="ignore"):
-        return np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.nan_to_num(np.abs(a - b), nan=np.inf))
+        return np.where(
+            (a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.nan_to_num(np.abs(a - b), nan=np.inf, posinf=np.inf)
+        )
 
 
 def magnitude(array: np.ndarray) -> float:

@@ -48,8 +48,9 @@ def amount(value: float | None, unit: str) -> str:
 
 DIFFERENCES = ("", "max diff", "relative", "err hand", "err auto", "nearer", "f.d. hand", "f.d. auto", "ok")
 LEGEND = (
-    "max diff: max |hand - auto|; relative: that over max |auto|; err: against float64, over its max; f.d.: slopes "
-    "along random directions against finite differences in float64, over the gradient's norm. "
+    "max diff: max |hand - auto|; relative: that, and err: the error against float64, as shares of the array's largest "
+    "value; f.d.: slopes along random directions against finite differences in float64, as shares of the gradient's "
+    "norm. "
 )
 
 

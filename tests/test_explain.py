@@ -1,0 +1,68 @@
+"""explain: what it says of each product, with conv's own arguments and errors. tests/comparison/test_command.py holds it
+against what the lowering picks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jconv
+from jconv.algorithms import choose
+from jconv.explain import explain_layer
+
+
+def shape(*lengths, dtype="float32"):
+    return jax.ShapeDtypeStruct(lengths, jnp.dtype(dtype))
+
+
+X, K = shape(8, 56, 56, 64), shape(3, 3, 64, 32)
+
+
+def test_the_three_products():
+    told = jconv.explain(X, K, padding=1, platform="cpu")
+    assert [choice.name for choice in told.choices] == ["forward", "kernel gradient", "input gradient"]
+    for choice, product in zip(told.choices, choose.PRODUCTS):
+        assert told[product] is told[choice.name] is choice
+        assert choice.flops == 2 * 8 * 56 * 56 * 9 * 64 * 32
+        assert (choice.algorithm, choice.reason) in [(row.name, row.reason) for row in choose.TABLE]
+        assert choice.algorithm not in dict(choice.others)
+        assert set(dict(choice.others)) <= set(choose.NAMES)
+    with pytest.raises(KeyError):
+        told["backward"]
+
+
+def test_arrays_and_structs_are_the_same():
+    x, k = np.ones((1, 9, 9, 4), np.float32), jnp.ones((3, 3, 1, 4))
+    told = jconv.explain(x, k, jnp.ones(4), feature_group_count=4)
+    assert told.choices == jconv.explain(shape(1, 9, 9, 4), shape(3, 3, 1, 4), feature_group_count=4).choices
+
+
+def test_every_option_of_conv_counts():
+    first = jconv.explain(shape(8, 64, 56, 56), shape(64, 64, 1, 1), data_format="channels_first", platform="cpu")
+    assert first["forward"].algorithm == "matmul"
+    assert jconv.explain(X, K, algorithm="lax")["forward"].reason == "algorithm='lax' was asked for"
+    assert jconv.explain(X, K, platform="gpu")["forward"].algorithm == "lax"
+    assert "vendor" in jconv.explain(X, K, platform="tpu")["forward"].reason
+    strided = jconv.explain(X, K, strides=2, platform="cpu")["input_grad"]
+    assert "phases" in (strided.algorithm, *dict(strided.others))
+
+
+def test_errors_are_conv_s():
+    with pytest.raises(ValueError, match="conv: feature_group_count=3 must divide"):
+        jconv.explain(X, K, feature_group_count=3)
+    with pytest.raises(ValueError, match="algorithm='matmul' does not apply"):
+        jconv.explain(X, K, algorithm="matmul")
+    with pytest.raises(ValueError, match="must call one convolution of jconv, it calls 2"):
+        explain_layer(lambda x, k: jconv.conv(jconv.conv(x, k), k), shape(1, 9, 9, 4), shape(3, 3, 4, 4))
+
+
+def test_an_empty_batch():
+    assert jconv.explain(shape(0, 9, 9, 4), shape(1, 1, 4, 4))["forward"].algorithm == "lax"
+
+
+def test_text():
+    lines = str(jconv.explain(X, K, padding=1, strides=(1, 2), platform="cpu")).splitlines()
+    assert lines[0] == "conv 8x56x56x64 -> 32 k3x3 s1x2, float32, on cpu"
+    assert lines[1].split() == ["product", "algorithm", "Mflop", "why"]
+    assert [line.split()[0] for line in lines[2::2]] == ["forward", "kernel", "input"]
+    assert all(len(line) <= 120 for line in lines)
