@@ -22,11 +22,12 @@ def figure(comparison: Comparison) -> Any:
         raise ImportError("jconv.compare needs matplotlib to plot: pip install 'jconv[compare]'") from None
     shown = sorted(comparison.differences, key=lambda d: -d.relative)[:SHOWN]
     shown = [d for d in comparison.differences if d in shown]
-    heights = (1.1 + 0.3 * len(shown), 1.7)
+    heights = (1.3 + 0.3 * len(shown), 1.8)
     picture = Figure(figsize=(7, sum(heights) + 0.6), layout="constrained")
     above, below = picture.subplots(2, 1, height_ratios=heights)
     _differences(above, comparison, shown)
     _times(below, comparison)
+    picture.legend(*above.get_legend_handles_labels(), fontsize="small", loc="outside upper center", ncols=3)
     return picture
 
 
@@ -60,7 +61,6 @@ def _differences(axes: Any, comparison: Comparison, shown: list[Difference]) -> 
     axes.grid(axis="x", color="0.9")
     count = len(comparison.differences)
     axes.set_title("Differences" if len(shown) == count else f"The {len(shown)} largest of {count} differences")
-    axes.legend(fontsize="small", loc="best")
 
 
 def _short(name: str) -> str:
@@ -78,5 +78,6 @@ def _times(axes: Any, comparison: Comparison) -> None:
     titles = {"forward": "forward", "step": "forward + backward"}
     axes.set_yticks(range(len(rows)), [f"{titles[part]}, {NAMES[which]}" for which, part in rows])
     axes.invert_yaxis()
-    axes.margins(x=0.2)
+    axes.margins(x=0.25)
+    axes.locator_params(axis="x", nbins=5)
     axes.set(title="Time (median and quartiles)", xlabel="milliseconds")

@@ -252,7 +252,7 @@ def test_low_precision_is_judged_by_its_own_digits():
 
 NO_TRUTH = {
     "narrows": (lambda x: jnp.sum(x.astype(np.float32) ** 2), "computes in float32"),
-    "draws": (lambda x: jnp.sum(x * jax.random.normal(jax.random.key(0), x.shape)), "random numbers"),
+    "draws": (lambda x: jnp.sum(x * jax.random.uniform(jax.random.key(0), x.shape)), "random numbers"),
     "closes over": (lambda x: jconv.conv(x, jnp.asarray(K), feature_group_count=2), "closes over"),
 }
 

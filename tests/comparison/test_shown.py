@@ -82,7 +82,7 @@ def test_plot(found):
     figure = found.plot()
     above, below = figure.axes
     assert [label.get_text() for label in above.get_yticklabels()][2] == "gradient of params['weights']"
-    assert {text.get_text() for text in above.get_legend().get_texts()} == {
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {
         "hand-written - automatic", "hand-written - float64", "automatic - float64",
     }  # fmt: skip
     assert [bar.get_width() for bar in below.patches] == pytest.approx(
