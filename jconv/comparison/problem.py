@@ -1,8 +1,9 @@
 """What is compared: a function, its arguments told apart, and the fixed random directions of one comparison.
 
 The arguments are leaves of a pytree. Floating-point and complex ones get gradients (those that argnums names), other
-arrays are passed through without, and Python integers, booleans and callables stay what they are: they may decide
-shapes. With y the results, c a fixed cotangent (1 where fun returns one real number, else random):
+arrays are passed through without. Python integers, booleans and callables stay what they are, for they may decide
+shapes; so do Python floats that are attributes of an object, such as the -inf in Equinox's max pool. With y the
+results, c a fixed cotangent (1 where fun returns one real number, else random):
     loss(x) = Re sum of c y     the number that is derived
     v                           a random direction for each argument: jvp of grad, finite differences
 """
@@ -116,7 +117,8 @@ def pose(fun: Callable[..., Any], args: tuple[Any, ...], argnums: int | Sequence
     paths, tree = jax.tree_util.tree_flatten_with_path(args)
     for path, leaf in paths:
         name = parameters[path[0].idx] + jax.tree_util.keystr(path[1:])
-        kind = _kind(name, leaf)
+        setting = isinstance(leaf, float | complex) and isinstance(path[-1], jax.tree_util.GetAttrKey)
+        kind = STATIC if setting else _kind(name, leaf)
         if kind == DERIVED and path[0].idx not in wanted:
             kind = DYNAMIC
         leaves.append(leaf if kind == STATIC else jnp.asarray(leaf))

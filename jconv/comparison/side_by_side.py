@@ -14,6 +14,7 @@ from jconv.comparison.problem import Problem, inexact, name_of, pose, wide
 from jconv.comparison.result import Comparison, Difference, apart, magnitude
 
 NOISE = 8  # how many times automatic's own rounding error is no disagreement
+EQUALLY_FAR = 0.01  # up to this share both may be off by as much, as where a GPU multiplies in TensorFloat-32
 FLOAT64_NOISE = 1000  # a float64 gradient smaller than this many rounding errors of the largest is 0
 
 
@@ -164,6 +165,8 @@ def _paired(
                 size = together
                 noise = NOISE * eps * together
             if t is not None:
-                noise = min(NOISE * float(apart(b, t).max(initial=0.0)), float(np.sqrt(eps)) * together)
+                errors = [float(apart(array, t).max(initial=0.0)) for array in (a, b)]
+                cap = float(np.sqrt(eps)) if max(errors) > 2 * min(errors) else EQUALLY_FAR
+                noise = min(NOISE * errors[1], cap * together)
         found.append(Difference(kind, path, a, b, t, size, noise, slopes[i] if slopes else ()))
     return found

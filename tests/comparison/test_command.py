@@ -1,9 +1,12 @@
 """The command: exit statuses, one clear line for what is wrong, the layer language, explain."""
 
 import functools
+import importlib
 import json
+import pathlib
 import subprocess
 import sys
+import tomllib
 
 import jax
 import pytest
@@ -150,6 +153,12 @@ def test_without_the_rest_of_the_extra(module, options, run, monkeypatch):
     status, _, err = run("compare", f"{MODULE}:loss", "--args", f"{MODULE}:arguments", *options)
     assert status == 2
     assert err == f"jconv: the command needs {module}, which is not installed: pip install 'jconv[compare]'\n"
+
+
+def test_installed_as_a_command():
+    scripts = tomllib.loads((pathlib.Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, name = scripts["jconv"].partition(":")
+    assert getattr(importlib.import_module(module), name) is cli.main
 
 
 def test_as_a_module_in_a_process_of_its_own():
