@@ -14,7 +14,8 @@ from jax.extend.core import Literal
 from jconv.comparison.forms import Form, equations
 
 SAMPLE_SECONDS = 1e-3  # one timing is of as many calls as take this long
-ENOUGH_SECONDS = 10.0  # a program that is slower than this share of its rounds is timed less often, at least once
+ENOUGH_SECONDS = 10.0  # all rounds together; where one takes longer, the time of each program is that of its warm-up
+SLOW_SECONDS = 3.0  # of a first call that is as good as a later one
 SETTLE_SECONDS = 2e-3  # of a fast program, untimed, before each timing: the other form leaves the caches full
 
 
@@ -115,10 +116,12 @@ def _flops(compiled: Any) -> float | None:
 
 def interleaved(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, np.ndarray]:
     """Seconds of each call, timed A B A B, so that whatever else the machine does falls on all alike."""
-    for call in calls.values():
-        call()
-    warm = {name: max(_seconds(call, 1), 1e-7) for name, call in calls.items()}
-    rounds = max(1, min(repeats, int(ENOUGH_SECONDS / sum(warm.values()))))
+    first = {name: _seconds(call, 1) for name, call in calls.items()}
+    slow = {name: seconds for name, seconds in first.items() if seconds >= SLOW_SECONDS}
+    warm = slow | {name: max(_seconds(call, 1), 1e-7) for name, call in calls.items() if name not in slow}
+    rounds = min(repeats, int(ENOUGH_SECONDS / sum(warm.values())))
+    if rounds == 0:
+        return {name: np.array([seconds]) for name, seconds in warm.items()}
     times: dict[Any, list[float]] = {name: [] for name in calls}
     collecting = gc.isenabled()
     gc.disable()

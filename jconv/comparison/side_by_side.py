@@ -49,7 +49,7 @@ def compare(
         epsilon, 3e-4 for float32.
       atol: how far beside that; None: what float64 shows to be rounding error of the automatic form.
       rules: the custom_vjp functions, beside jconv's own, that automatic derives: "all", or a sequence of names.
-      float64: whether to ask float64 and finite differences, which takes time.
+      float64: whether to ask float64 and finite differences, which takes as long as a slow automatic form, or longer.
       directions: how many random directions finite differences are taken in, for each argument.
       repeats: how often each form is timed, in turn; less often where that would take more than ten seconds.
       seed: draws the cotangent and the directions.

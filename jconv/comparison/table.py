@@ -91,7 +91,7 @@ COSTS = ("", "hand-written", "automatic", "automatic / hand")
 
 def cost_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     """One row a figure, in the order of COSTS."""
-    timed = lambda times, median: f"{seconds(median)} ± {100 * spread(times):.0f} %"
+    timed = lambda times, median: seconds(median) + (f" ± {100 * spread(times):.0f} %" if len(times) > 1 else "")
     rows = (
         ("forward", lambda c: timed(c.forward, c.forward_seconds), lambda c: c.forward_seconds),
         ("forward + backward", lambda c: timed(c.step, c.step_seconds), lambda c: c.step_seconds),
@@ -120,10 +120,9 @@ def legend(comparison: Comparison) -> str:
 
 def machine(comparison: Comparison) -> str:
     """What ran where, and how it was timed."""
-    return (
-        f"{comparison.platform}, jax {comparison.jax_version}; medians of {len(comparison.hand.step)} rounds in turn "
-        "± half the distance of the quartiles"
-    )
+    rounds = len(comparison.hand.step)
+    how = f"medians of {rounds} rounds in turn ± half the distance of the quartiles" if rounds > 1 else "timed once"
+    return f"{comparison.platform}, jax {comparison.jax_version}; {how}"
 
 
 def _table(rich: Any, titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> Any:

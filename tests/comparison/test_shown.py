@@ -6,13 +6,15 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jconv
-from jconv.comparison import page, table
+from jconv.comparison import cost, page, table
 from tests.comparison import rules
 
 
@@ -50,6 +52,27 @@ def test_long_names_and_sizes_stay_within_100_columns():
 )
 def test_seconds(value, shown):
     assert table.seconds(value) == shown
+
+
+def test_what_was_timed_once_has_no_spread():
+    once, twice = (str(jconv.compare(jnp.sin, 1.0, repeats=n, float64=False)) for n in (1, 2))
+    assert "timed once" in once and "±" not in once
+    assert "medians of 2 rounds" in twice and twice.count("±") == 5
+
+
+def test_slow_programs_are_timed_by_their_first_calls(monkeypatch):
+    monkeypatch.setattr(cost, "SLOW_SECONDS", 0.02)
+    monkeypatch.setattr(cost, "ENOUGH_SECONDS", 0.01)
+    calls = {"slow": 0, "fast": 0}
+
+    def call(name, seconds):
+        calls[name] += 1
+        time.sleep(seconds)
+
+    times = cost.interleaved({"slow": lambda: call("slow", 0.03), "fast": lambda: call("fast", 0.001)}, repeats=9)
+    assert calls == {"slow": 1, "fast": 2}
+    assert len(times["slow"]) == len(times["fast"]) == 1
+    assert times["slow"][0] >= 0.03
 
 
 def test_amounts():
@@ -178,3 +201,30 @@ def test_without_the_extra_the_error_names_it(found, module, show, monkeypatch):
         show(found)
     with pytest.raises(AssertionError, match="weights"):
         found.assert_close()  # needs neither
+
+
+@jax.custom_vjp
+def infinite_by_hand(x):
+    return x * x
+
+
+infinite_by_hand.defvjp(lambda x: (x * x, x), lambda x, g: (g / (x - x[0]),))
+
+ODD = {
+    "nan": (lambda x: jnp.log(x), np.float32([-1, 2])),
+    "inf": (lambda x: 1 / x, np.float32([0, 2])),
+    "one is infinite": (infinite_by_hand, np.float32([1, 2])),
+    "zero gradient": (lambda x: jnp.sum(0 * x), np.float32([1, 2])),
+    "empty": (lambda x: x * 2, np.zeros((0, 3), np.float32)),
+    "complex": (lambda x: x * x, np.complex64([1 + 1j, 2])),
+    "bfloat16": (lambda x: x * x, np.ones(3, jnp.bfloat16)),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_whatever_the_numbers_are_it_can_be_shown(name):
+    f, x = ODD[name]
+    odd = jconv.compare(f, x, repeats=1)
+    assert odd.agrees == (name != "one is infinite")
+    assert str(odd) and json.loads(odd.to_json()) and odd.verdict()
+    assert page.html(odd).startswith("<!doctype html>")  # with the picture in it
