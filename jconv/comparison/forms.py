@@ -2,7 +2,7 @@
 
 The judges are the automatic form in double precision, and finite differences of that along random directions v,
     sum of grad v = (loss(x + h v) - loss(x - h v)) / 2h + O(h^2),   h = cbrt(eps) max(1, rms(x))
-which ask no derivative rule at all. h as in Press et al. 2007, Numerical Recipes, eq. 5.7.8.
+which ask no derivative rule at all. h as in Press et al. 2007, Numerical Recipes, section 5.7.
 """
 
 import dataclasses
