@@ -95,6 +95,13 @@ class Axis:
         last = (self.input - 1 - start) // self.dilation
         return range(first, max(first, min(self.window - 1, last) + 1))
 
+    def places_inside(self, tap: int) -> tuple[int, int, int]:
+        """(first, last, element): `tap` falls on an undilated input at places first <= p < last, at first on element."""
+        offset = tap * self.dilation - self.low
+        first = max(0, -(offset // self.stride))
+        last = min(self.output, (self.input - 1 - offset) // self.stride + 1)
+        return first, max(first, last), first * self.stride + offset
+
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:

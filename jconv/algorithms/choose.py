@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jconv.algorithms import columns, lax_conv, matmul, patches, phases, slices, taps, windows
+from jconv.algorithms import columns, grouped, lax_conv, matmul, patches, phases, shifts, slices, taps, windows
 from jconv.geometry import Geometry
 
 PRODUCTS = ("forward", "kernel_grad", "input_grad")
@@ -76,6 +76,18 @@ def _compute(
 _inner = functools.partial(_compute, "convolve")
 _inner_kernel_grad = functools.partial(_compute, "kernel_grad")
 
+FEW = 16  # channels of a group, in and out, up to which its patches and one product beat a lax convolution
+
+
+def _one_group(product: str, lhs: jax.Array, rhs: jax.Array, geometry: Geometry, *rest: Any) -> jax.Array:
+    """One group of a grouped product: by patches if it has few channels, else by the best of the table."""
+    few = max(lhs.shape[-1], rhs.shape[-1]) <= FEW and patches.applies(geometry) and not matmul.applies(geometry)
+    return _compute(product, lhs, rhs, geometry, *rest, algorithm="patches" if few else "auto")
+
+
+def _mostly_inside(problem: Problem) -> bool:
+    return shifts.share_inside(problem.geometry) > (0.92 if problem.product == "convolve" else 0.85)
+
 
 TABLE = (
     Row(
@@ -124,10 +136,26 @@ TABLE = (
         kernel_grad=taps.kernel_grad,
     ),
     Row(
+        "grouped",
+        lambda p: grouped.applies(p.geometry),
+        lambda p: p.real and _undilated(p),
+        "groups of some channels: one dense convolution a group, from cache",
+        convolve=functools.partial(grouped.convolve, inner=functools.partial(_one_group, "convolve")),
+        kernel_grad=functools.partial(grouped.kernel_grad, inner=functools.partial(_one_group, "kernel_grad")),
+    ),
+    Row(
+        "shifts",
+        lambda p: shifts.applies(p.geometry),
+        lambda p: p.real and min(p.channels, p.out) >= 128 and not _mostly_inside(p),
+        "many channels, and taps that often see padding: one matrix product a tap",
+        convolve=shifts.convolve,
+        kernel_grad=shifts.kernel_grad,
+    ),
+    Row(
         "patches",
         lambda p: patches.applies(p.geometry),
-        lambda p: False,
-        "few input channels: every window's elements side by side, one matrix product",
+        lambda p: p.real and p.channels <= 4 and p.out <= 8 and 8 <= p.geometry.taps <= 32,
+        "few channels: every window's elements side by side, one matrix product",
         convolve=patches.convolve,
         kernel_grad=patches.kernel_grad,
     ),

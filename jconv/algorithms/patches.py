@@ -1,10 +1,11 @@
-"""Every window's elements side by side, then one matrix product: for few input channels, as a first layer has.
+"""Every window's elements side by side, then one matrix product: for few channels, as a first layer has.
 
-    P[t, c, n, p] = x[n, p*s + t*d - low, c]                        a copy of x a tap, places contiguous
-    y[n, p, o]    = sum over t, c of P[t, c, n, p] w[t, c, o]       one matrix product
-    dw[t, c, o]   = sum over n, p of P[t, c, n, p] g[n, p, o]       one matrix product
-"im2col" (Chellapilla et al. 2006), a few images at a time so that P stays in cache. With few channels each copy is a
-run of contiguous places; lax gathers single elements there. Cost: the convolution's multiply-adds and taps * in copies.
+    P[n, p, t, c] = x[n, p*s + t*d - low, c]                        a copy of x a tap
+    y[n, p, o]    = sum over t, c of P[n, p, t, c] w[t, c, o]       one matrix product
+    dw[t, c, o]   = sum over n, p of P[n, p, t, c] g[n, p, o]       one matrix product
+"im2col" (Chellapilla et al. 2006), a few images at a time so that P stays in cache. A copy is made of contiguous runs:
+of the channels, or, where there are fewer than CHANNELS_LAST, of the places (P is then [t, c, n, p]); lax gathers
+single elements there. Cost: the convolution's multiply-adds and taps * in copies.
 """
 
 import itertools
@@ -21,6 +22,7 @@ from jconv.geometry import Geometry
 
 CHUNK_BYTES = 4 << 20  # patches held at once
 MOST_TAPS = 128  # copies that one program spells out
+CHANNELS_LAST = 4  # channels from which a copy runs along them
 
 
 def applies(geometry: Geometry) -> bool:
@@ -28,16 +30,13 @@ def applies(geometry: Geometry) -> bool:
     return geometry.groups == 1 and undilated and geometry.taps <= MOST_TAPS
 
 
-def _patches(x: jax.Array, geometry: Geometry) -> jax.Array:
-    """(taps, in, batch * places) from padded x (in, batch, *input)."""
-    channels, batch = x.shape[:2]
-    steps = (1, 1, *(axis.stride for axis in geometry.axes))
-    parts = []
-    for tap in itertools.product(*map(range, geometry.window)):
-        starts = [t * axis.dilation for t, axis in zip(tap, geometry.axes, strict=True)]
-        stops = [b + (axis.output - 1) * axis.stride + 1 for b, axis in zip(starts, geometry.axes, strict=True)]
-        parts.append(lax.slice(x, (0, 0, *starts), (channels, batch, *stops), steps).reshape(channels, -1))
-    return jnp.stack(parts)
+def _patches(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, int]:
+    """The patches of padded x (batch, *input, in) as a matrix, and which of its two sides is (taps * in)."""
+    channels, last = x.shape[-1], x.shape[-1] >= CHANNELS_LAST
+    parts = [windows.under_tap(x, geometry, tap) for tap in itertools.product(*map(range, geometry.window))]
+    if last:
+        return jnp.concatenate(parts, axis=-1).reshape(-1, geometry.taps * channels), 1
+    return jnp.stack([jnp.moveaxis(part, -1, 0) for part in parts]).reshape(geometry.taps * channels, -1), 0
 
 
 def _images(x: jax.Array, geometry: Geometry) -> int | None:
@@ -55,8 +54,9 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     rows = w.reshape(-1, out)
 
     def run(x: jax.Array) -> jax.Array:
-        columns = _patches(jnp.moveaxis(x, -1, 0), geometry).reshape(rows.shape[0], -1)
-        y = lax.dot_general(columns, rows, (((0,), (0,)), ((), ())), precision=precision, preferred_element_type=dtype)
+        columns, side = _patches(x, geometry)
+        sides = (((side,), (0,)), ((), ()))
+        y = lax.dot_general(columns, rows, sides, precision=precision, preferred_element_type=dtype)
         return y.reshape(-1, *geometry.output, out)
 
     x = windows.pad(x, geometry)
@@ -68,9 +68,9 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     out, channels, images = g.shape[-1], x.shape[-1], _images(x, geometry)
 
     def run(x: jax.Array, g: jax.Array) -> jax.Array:
-        columns = _patches(jnp.moveaxis(x, -1, 0), geometry).reshape(geometry.taps * channels, -1)
-        dims = (((1,), (0,)), ((), ()))
-        return lax.dot_general(columns, g.reshape(-1, out), dims, precision=precision, preferred_element_type=dtype)
+        columns, side = _patches(x, geometry)
+        sides = (((1 - side,), (0,)), ((), ()))
+        return lax.dot_general(columns, g.reshape(-1, out), sides, precision=precision, preferred_element_type=dtype)
 
     x = windows.pad(x, geometry)
     if images is None:

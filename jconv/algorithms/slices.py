@@ -32,16 +32,9 @@ def _rest(geometry: Geometry) -> Geometry:
     return dataclasses.replace(geometry, axes=geometry.axes[1:])
 
 
-def _places(axis: Axis, tap: int) -> tuple[int, int, int]:
-    """The places p, first <= p < last, at which `tap` falls on the input, and the input under the first."""
-    first = max(0, -((tap * axis.dilation - axis.low) // axis.stride))
-    last = min(axis.output, (axis.input - 1 + axis.low - tap * axis.dilation) // axis.stride + 1)
-    return first, max(first, last), first * axis.stride + tap * axis.dilation - axis.low
-
-
 def _under(x: jax.Array, axis: Axis, tap: int) -> tuple[jax.Array, int, int]:
     """x under `tap` where it falls on the input, as (batch * places, *rest, channels); first and last place."""
-    first, last, start = _places(axis, tap)
+    first, last, start = axis.places_inside(tap)
     stop = start + (last - first - 1) * axis.stride + 1
     part = lax.slice_in_dim(x, start, stop, axis.stride, axis=1)
     return part.reshape(-1, *x.shape[2:]), first, last
@@ -70,7 +63,7 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
         return inner(_side_by_side(x, geometry), rows, rest, precision, dtype).reshape(shape)
     total = None
     for tap in range(axis.window):
-        first, last, _ = _places(axis, tap)
+        first, last, _ = axis.places_inside(tap)
         if first == last:
             continue
         part, first, last = _under(x, axis, tap)
@@ -93,7 +86,7 @@ def kernel_grad(
         return jnp.moveaxis(dw.reshape(*rest.window, axis.window, each, out), -3, 0)
     parts = []
     for tap in range(axis.window):
-        first, last, _ = _places(axis, tap)
+        first, last, _ = axis.places_inside(tap)
         if first == last:
             parts.append(jnp.zeros((*rest.window, each, out), dtype))
             continue

@@ -1,0 +1,105 @@
+"""Groups one after the other, each a dense convolution small enough to stay in cache.
+
+    y[.., group] = conv(x[.., group], w[.., group])      and the same for the kernel gradient
+lax runs a grouped convolution as one naive loop, and its derivative as an even slower one. Here channels are brought
+together by group first (one copy of x and of the result), and a few images of one group at a time go through the best
+algorithm for a dense convolution. Cost: the convolution's multiply-adds and two copies.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jconv.algorithms import windows
+from jconv.geometry import Geometry
+
+CHUNK_BYTES = 1 << 20  # input, patches and result of the images of one group taken at once
+VECTOR = 16  # channels up to which groups are joined: block-diagonal kernels, whose zeros cost less than short rows
+
+Product = Callable[[jax.Array, jax.Array, Geometry, Any, Any], jax.Array]
+
+
+def applies(geometry: Geometry) -> bool:
+    return geometry.groups > 1
+
+
+def _joined(geometry: Geometry, channels: int, out: int) -> int:
+    """How many groups to compute as one, a divisor of them: enough to fill a vector."""
+    groups = geometry.groups
+    widest = max(channels, out) // groups
+    return max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * widest <= VECTOR))
+
+
+def _dense(geometry: Geometry) -> Geometry:
+    return dataclasses.replace(geometry, groups=1)
+
+
+def _by_group(x: jax.Array, groups: int, images: int) -> jax.Array:
+    """x (batch, *space, channels) as (groups, batch / images, images, *space, channels of a group)."""
+    x = x.reshape(x.shape[0] // images, images, *x.shape[1:-1], groups, x.shape[-1] // groups)
+    return jnp.moveaxis(x, -2, 0)
+
+
+def _kernels(w: jax.Array, groups: int, joined: int) -> jax.Array:
+    """w as (groups / joined, *window, joined * in, joined * out): zero between groups that are computed as one."""
+    *window, c, o = w.shape
+    w = jnp.moveaxis(w.reshape(*window, c, groups // joined, joined, o // groups), -3, 0)
+    if joined == 1:
+        return w[..., 0, :]
+    same = jnp.eye(joined, dtype=bool)[:, None, :, None]
+    blocks = jnp.where(same, w[..., None, :, :, :], jnp.zeros((), w.dtype))  # (.., joined, c, joined, o)
+    return blocks.reshape(groups // joined, *window, joined * c, joined * (o // groups))
+
+
+def _own(dw: jax.Array, joined: int) -> jax.Array:
+    """The kernel gradients of the groups out of those of the joined ones: (groups / joined, .., c, joined, o)."""
+    *lead, c, o = dw.shape
+    dw = dw.reshape(*lead, joined, c // joined, joined, o // joined)
+    return jnp.moveaxis(jnp.diagonal(dw, axis1=-4, axis2=-2), -1, -2)
+
+
+def _images(x: jax.Array, geometry: Geometry, out: int, groups: int) -> int:
+    """How many images of one of `groups` groups to take at once, a divisor of the batch."""
+    patches, inputs = math.prod(geometry.output) * geometry.taps, math.prod(geometry.input)
+    elements = (patches + inputs) * (x.shape[-1] // groups) + math.prod(geometry.output) * (out // groups)
+    return windows.images_at_once(x.shape[0], elements * x.dtype.itemsize, CHUNK_BYTES) or x.shape[0]
+
+
+def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product) -> jax.Array:
+    batch, out = x.shape[0], w.shape[-1]
+    joined = _joined(geometry, x.shape[-1], out)
+    groups = geometry.groups // joined
+    images = _images(x, geometry, out, groups)
+
+    def group(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+        x, kernel = pair
+        run = lambda x: inner(x, kernel, _dense(geometry), precision, dtype)
+        return run(x[0])[None] if images == batch else lax.map(run, x)
+
+    y = lax.map(group, (_by_group(x, groups, images), _kernels(w, geometry.groups, joined)))
+    return jnp.moveaxis(y, 0, -2).reshape(batch, *geometry.output, out)  # from (groups, parts, images, .., out)
+
+
+def kernel_grad(
+    x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product
+) -> jax.Array:
+    batch, channels, out = x.shape[0], x.shape[-1], g.shape[-1]
+    joined = _joined(geometry, channels, out)
+    groups = geometry.groups // joined
+    images = _images(x, geometry, out, groups)
+
+    def group(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+        run = lambda x, g: inner(x, g, _dense(geometry), precision, dtype)
+        if images == batch:
+            return run(pair[0][0], pair[1][0])
+        add = lambda total, part: (total + run(*part), None)
+        return lax.scan(add, jnp.zeros((*geometry.window, channels // groups, out // groups), dtype), pair)[0]
+
+    dw = lax.map(group, (_by_group(x, groups, images), _by_group(g, groups, images)))
+    dw = jnp.moveaxis(_own(dw, joined), 0, -3)  # (*window, in, groups / joined, joined, out)
+    return dw.reshape(*geometry.window, channels // geometry.groups, out)

@@ -1,0 +1,120 @@
+"""One matrix product a tap over the shifted input, added up: for many channels, or taps that often see padding.
+
+    y[n, p, o]  = sum over t of x[n, p*s + t*d - low, :] w[t, :, o]      over the places where tap t is inside
+    dw[t, :, o] = sum over n, p of x[n, p*s + t*d - low, :] g[n, p, o]   over the same places
+Cost: the multiply-adds of the taps that fall on the input, none of those in the padding, so a dilated window on a small
+map costs a fraction of what lax does; and one copy of the input and one addition of the result a tap, which are small
+beside the product where there are many channels. Images are taken a few at a time, so that both stay in cache.
+"""
+
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jconv.algorithms import windows
+from jconv.geometry import Geometry
+
+MOST_TAPS = 32  # products that one program spells out
+CHUNK_BYTES = 4 << 20  # input and result of the images taken at once
+
+
+def applies(geometry: Geometry) -> bool:
+    undilated = all(axis.input_dilation == 1 for axis in geometry.axes)
+    return geometry.groups == 1 and undilated and geometry.taps <= MOST_TAPS
+
+
+def share_inside(geometry: Geometry) -> float:
+    """The share of the multiply-adds that fall on the input, not on its padding."""
+    share = 1.0
+    for axis in geometry.axes:
+        inside = sum(last - first for first, last, _ in map(axis.places_inside, range(axis.window)))
+        share *= inside / max(1, axis.window * axis.output)
+    return share
+
+
+def _boxes(geometry: Geometry) -> list[tuple[tuple[int, ...], list[tuple[int, int, int]]]]:
+    """(tap, [(first place, last place, element under the first) an axis]) of the taps that fall on the input at all.
+
+    The tap that falls on it at the most places comes first.
+    """
+    boxes = [
+        (tap, [axis.places_inside(t) for t, axis in zip(tap, geometry.axes, strict=True)])
+        for tap in itertools.product(*map(range, geometry.window))
+    ]
+    size = lambda box: math.prod(last - first for first, last, _ in box[1])
+    return sorted(filter(size, boxes), key=size, reverse=True)
+
+
+def _under(x: jax.Array, geometry: Geometry, box: list[tuple[int, int, int]]) -> jax.Array:
+    """(images * places of the box, channels): the elements of x that the tap falls on."""
+    starts = [start for _, _, start in box]
+    stops = [
+        start + (last - first - 1) * axis.stride + 1
+        for (first, last, start), axis in zip(box, geometry.axes, strict=True)
+    ]
+    steps = (1, *(axis.stride for axis in geometry.axes), 1)
+    part = lax.slice(x, (0, *starts, 0), (x.shape[0], *stops, x.shape[-1]), steps)
+    return part.reshape(-1, x.shape[-1])
+
+
+def _images(x: jax.Array, geometry: Geometry, out: int) -> int | None:
+    each = math.prod(geometry.input) * x.shape[-1] + math.prod(geometry.output) * out
+    return windows.images_at_once(x.shape[0], each * x.dtype.itemsize, CHUNK_BYTES)
+
+
+def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
+    images = _images(x, geometry, w.shape[-1])
+    run = lambda x: _convolve(x, w, geometry, precision, dtype)
+    if images is None:
+        return run(x)
+    y = lax.map(run, x.reshape(-1, images, *x.shape[1:]))
+    return y.reshape(-1, *y.shape[2:])
+
+
+def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
+    batch, out = x.shape[0], w.shape[-1]
+    y = None
+    for tap, box in _boxes(geometry):
+        shape = (batch, *(last - first for first, last, _ in box), out)
+        part = jnp.matmul(_under(x, geometry, box), w[tap], precision=precision, preferred_element_type=dtype)
+        part = part.reshape(shape)
+        if shape[1:-1] == geometry.output:
+            y = part if y is None else y + part
+            continue
+        y = jnp.zeros((batch, *geometry.output, out), dtype) if y is None else y
+        at = (0, *(first for first, _, _ in box), 0)
+        here = lax.slice(y, at, tuple(a + n for a, n in zip(at, shape, strict=True)))
+        y = lax.dynamic_update_slice(y, here + part, at)
+    return jnp.zeros((batch, *geometry.output, out), dtype) if y is None else y
+
+
+def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
+    images = _images(x, geometry, g.shape[-1])
+    if images is None:
+        return _kernel_grad(x, g, geometry, precision, dtype)
+
+    def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + _kernel_grad(*part, geometry, precision, dtype), None
+
+    zeros = jnp.zeros((*geometry.window, x.shape[-1], g.shape[-1]), dtype)
+    split = lambda array: array.reshape(-1, images, *array.shape[1:])
+    return lax.scan(add, zeros, (split(x), split(g)))[0]
+
+
+def _kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
+    products = {}
+    for tap, box in _boxes(geometry):
+        starts, stops = [first for first, _, _ in box], [last for _, last, _ in box]
+        there = lax.slice(g, (0, *starts, 0), (g.shape[0], *stops, g.shape[-1])).reshape(-1, g.shape[-1])
+        sides = (((0,), (0,)), ((), ()))
+        products[tap] = lax.dot_general(
+            _under(x, geometry, box), there, sides, precision=precision, preferred_element_type=dtype
+        )
+    nothing = jnp.zeros((x.shape[-1], g.shape[-1]), dtype)
+    taps = itertools.product(*map(range, geometry.window))
+    dw = jnp.stack([products.get(tap, nothing) for tap in taps])
+    return dw.reshape(*geometry.window, x.shape[-1], g.shape[-1])
