@@ -7,6 +7,7 @@ user's layout) and what stock JAX computes, `stock`: one plain jax.lax convoluti
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hypothesis.strategies as st
@@ -342,41 +343,55 @@ NAMED = {case.name: case for case in CASES}
 assert len(NAMED) == len(CASES), "every case has a name of its own"
 
 
-@st.composite
-def cases(draw: Any, max_rank: int = 4, zeros_only: bool = False, layouts: bool = True) -> Case:
+def draw_case(
+    between: Callable[[int, int], int],
+    among: Callable[[Sequence[Any]], Any],
+    max_rank: int = 4,
+    zeros_only: bool = False,
+    layouts: bool = True,
+) -> Case:
     """A convolution of any rank with every option, small; it always fits, so that no draw is thrown away.
 
-    zeros_only: no padding with elements of the input. layouts: channels first and unbatched inputs too.
+    between: draws an integer from low to high; among: one of some options. zeros_only: no padding with elements of the
+    input. layouts: channels first and unbatched inputs too.
     """
-    rank = draw(st.integers(1, max_rank))
+    rank = between(1, max_rank)
     most = {1: 4, 2: 3, 3: 3, 4: 2}[rank]  # taps, stride and dilation an axis; the work grows as its power of rank
-    window = tuple(draw(st.integers(1, most)) for _ in range(rank))
-    strides = tuple(draw(st.integers(1, most)) for _ in range(rank))
-    kernel_dilation = tuple(draw(st.integers(1, min(most, 3))) for _ in range(rank))
+    window = tuple(between(1, most) for _ in range(rank))
+    strides = tuple(between(1, most) for _ in range(rank))
+    kernel_dilation = tuple(between(1, min(most, 3)) for _ in range(rank))
     names = ["SAME", "SAME_LOWER", "VALID", *["CAUSAL"] * (rank == 1), *([] if zeros_only else REPEATS)]
-    padding: Any = draw(st.one_of(st.none(), st.none(), st.sampled_from(names)))
-    dilate = padding not in REPEATS and draw(st.booleans())
-    input_dilation = tuple(draw(st.integers(1, min(most, 3))) if dilate else 1 for _ in range(rank))
+    padding: Any = among(names) if between(0, 2) == 2 else None
+    dilate = padding not in REPEATS and among([False, True])
+    input_dilation = tuple(between(1, min(most, 3)) if dilate else 1 for _ in range(rank))
     if padding is None:
-        padding = tuple((draw(st.integers(-2, most + 1)), draw(st.integers(-2, most + 1))) for _ in range(rank))
+        padding = tuple((between(-2, most + 1), between(-2, most + 1)) for _ in range(rank))
     largest = {1: 8, 2: 6, 3: 4, 4: 3}[rank]
-    space = [draw(st.integers(1 + (padding == "REFLECT"), largest)) for _ in range(rank)]
-    groups, per_group = draw(st.sampled_from([(1, None), (1, None), (2, None), (3, None), (2, 1), (4, 1)]))
-    inner = draw(st.integers(1, 3)) if per_group is None else per_group
-    channels = (inner * groups, draw(st.integers(1, 3)) * groups)
+    space = [between(1 + (padding == "REFLECT"), largest) for _ in range(rank)]
+    groups, per_group = among([(1, None), (1, None), (2, None), (3, None), (2, 1), (4, 1)])
+    inner = between(1, 3) if per_group is None else per_group
+    channels = (inner * groups, between(1, 3) * groups)
     case = Case(
         tuple(space), window, strides, padding, input_dilation, kernel_dilation, groups, channels,
-        batch=draw(st.sampled_from([2, 1, 3, 0, None] if layouts else [2, 1, 3])),
-        data_format=draw(st.sampled_from(geometry.DATA_FORMATS if layouts else geometry.DATA_FORMATS[:1])),
+        batch=among([2, 1, 3, 0, None] if layouts else [2, 1, 3]),
+        data_format=among(geometry.DATA_FORMATS if layouts else geometry.DATA_FORMATS[:1]),
     )  # fmt: skip
-    kernel_is_input = draw(st.integers(0, 7)) == 0
+    if between(0, 7) == 0 and not isinstance(padding, str):  # the kernel is the input
+        return dataclasses.replace(case, window=tuple(space), padding=((0, 0),) * rank, kernel_dilation=input_dilation)
     for i in range(rank):
-        if kernel_is_input and not isinstance(padding, str):
-            case = dataclasses.replace(
-                case, window=tuple(space), padding=((0, 0),) * rank, kernel_dilation=input_dilation
-            )
-            break
         while not all(n >= reach for n, reach in zip(case.padded[: i + 1], case.reach)):
             space[i] += 1
             case = dataclasses.replace(case, space=tuple(space))
     return case
+
+
+@st.composite
+def cases(draw: Any, max_rank: int = 4, zeros_only: bool = False, layouts: bool = True) -> Case:
+    """draw_case, drawn by hypothesis."""
+    return draw_case(
+        lambda low, high: draw(st.integers(low, high)),
+        lambda options: draw(st.sampled_from(options)),
+        max_rank,
+        zeros_only,
+        layouts,
+    )

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hypothesis.strategies as st
@@ -151,24 +152,33 @@ NAMED = {case.name: case for case in CASES}
 assert len(NAMED) == len(CASES), "every case has a name of its own"
 
 
-@st.composite
-def pools(draw: Any, max_rank: int = 4) -> Pool:
-    """A pooling of any rank with every option, small; it always fits, so that no draw is thrown away."""
-    rank = draw(st.integers(1, max_rank))
+def draw_pool(between: Callable[[int, int], int], among: Callable[[Sequence[Any]], Any], max_rank: int = 4) -> Pool:
+    """A pooling of any rank with every option, small; it always fits, so that no draw is thrown away.
+
+    between: draws an integer from low to high; among: one of some options.
+    """
+    rank = between(1, max_rank)
     most = {1: 6, 2: 4, 3: 3, 4: 2}[rank]
-    window = tuple(draw(st.integers(1, most)) for _ in range(rank))
-    strides = draw(st.none() | st.tuples(*[st.integers(1, most)] * rank))
-    dilation = tuple(draw(st.sampled_from([1, 1, 1, 2, 3][: most + 1])) for _ in range(rank))
-    padding: Any = draw(st.sampled_from([None, None, None, "VALID", "SAME", "SAME_LOWER", *MODES]))
+    window = tuple(between(1, most) for _ in range(rank))
+    strides = tuple(between(1, most) for _ in range(rank)) if among([True, False]) else None
+    dilation = tuple(among([1, 1, 1, 2, 3][: most + 1]) for _ in range(rank))
+    padding: Any = among([None, None, None, "VALID", "SAME", "SAME_LOWER", *MODES])
     if padding is None:
-        padding = tuple((draw(st.integers(-2, most)), draw(st.integers(-2, most))) for _ in range(rank))
-    space = [draw(st.integers(1 + (padding == "REFLECT"), {1: 9, 2: 7, 3: 4, 4: 3}[rank])) for _ in range(rank)]
+        padding = tuple((between(-2, most), between(-2, most)) for _ in range(rank))
+    space = [between(1 + (padding == "REFLECT"), {1: 9, 2: 7, 3: 4, 4: 3}[rank]) for _ in range(rank)]
     case = Pool(
-        tuple(space), window, strides, padding, dilation, draw(st.booleans()), draw(st.integers(1, 3)),
-        draw(st.sampled_from([2, 1, 0, None])), draw(st.sampled_from(geometry.DATA_FORMATS)),
+        tuple(space), window, strides, padding, dilation, among([False, True]), between(1, 3),
+        among([2, 1, 0, None]), among(geometry.DATA_FORMATS),
     )  # fmt: skip
     for i in range(rank):
         while sum(case.pads[i]) + space[i] < (window[i] - 1) * dilation[i] + 1:
             space[i] += 1
             case = dataclasses.replace(case, space=tuple(space))
     return case
+
+
+@st.composite
+def pools(draw: Any, max_rank: int = 4) -> Pool:
+    """draw_pool, drawn by hypothesis."""
+    between = lambda low, high: draw(st.integers(low, high))
+    return draw_pool(between, lambda options: draw(st.sampled_from(options)), max_rank)

@@ -1,7 +1,7 @@
 """One multiply-add a tap over whole shifted arrays, for groups of few channels: depthwise above all.
 
     y[n, p, o]  = sum over t, c of x[n, a, c] w[t, c, o]    the sum over t and c written out
-    dw[t, c, o] = sum over n, p of x[n, a, c] g[n, p, o]    one reduction a tap
+    dw[t, c, o] = sum over n, p of x[n, a, c] g[n, p, o]    one product a tap, added up row after row
 XLA fuses the sum into one loop that reads each shifted input once; lax runs a depthwise convolution 10 to 100 times
 slower on a CPU. The program grows with the taps written out, so beyond UNROLLED of them only the last axis' taps are.
 """
@@ -19,6 +19,9 @@ from jconv.algorithms import windows
 from jconv.geometry import Geometry
 
 UNROLLED = 64  # multiply-adds written out in one program; beyond it the leading axes' taps run in a loop
+
+SUM_BYTES = 1 << 20  # of the sums of a kernel gradient; a core's second-level cache
+SHORTEST = 8  # places of a run, if there are as many
 
 
 def applies(geometry: Geometry, channels: int, out: int) -> bool:
@@ -64,33 +67,57 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
 
 
 def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
-    """One row of places at a time, so that all taps of a row are summed from cache; one sum a tap of the last axis."""
+    """Run after run of places of the last axis: each tap's products are added up over the runs, then along the run."""
     del precision
     groups, batch, out = geometry.groups, x.shape[0], g.shape[-1]
     each, depth = x.shape[-1] // groups, out // groups  # channels in and out of a group; one of them is 1
     x, g = _alike(windows.pad(x, geometry), each, depth).astype(dtype), _alike(g, depth, each).astype(dtype)
     *lead, last = geometry.axes
-    rows, width = [axis.output for axis in lead], (last.output - 1) * last.stride + 1
+    run = _run_length(last.output, geometry.taps * x.shape[-1] * x.dtype.itemsize)
+    runs = -(-last.output // run)
+    missing = runs * run - last.output  # places beyond the last, whose g is 0
+    widen = lambda array, places: lax.pad(
+        array, jnp.zeros((), dtype), [(0, 0, 0)] * (array.ndim - 2) + [(0, places, 0), (0, 0, 0)]
+    )
+    x, g = (widen(x, missing * last.stride), widen(g, missing)) if missing else (x, g)
+    rows, reach = [axis.output for axis in lead], (run - 1) * last.stride + 1
     window = [axis.reach for axis in lead]
 
-    def row(index: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        n, *place = jnp.unravel_index(index, (batch, *rows))
+    def add(index: Any, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        n, *place, block = jnp.unravel_index(index, (batch, *rows, runs))
         at = [p * axis.stride for p, axis in zip(place, lead, strict=True)]
-        here = lax.dynamic_slice(x, (n, *at, 0, 0), (1, *window, *x.shape[-2:]))[0]
+        here = lax.dynamic_slice(
+            x, (n, *at, block * run * last.stride, 0), (1, *window, reach + last.reach - 1, x.shape[-1])
+        )[0]
         here = lax.slice(here, (0,) * here.ndim, here.shape, (*(axis.dilation for axis in lead), 1, 1))
-        there = lax.dynamic_slice(g, (n, *place, 0, 0), (1, *(1 for _ in rows), *g.shape[-2:])).reshape(g.shape[-2:])
-        parts = []
-        for t in range(last.window):
-            shifted = lax.slice_in_dim(here, t * last.dilation, t * last.dilation + width, last.stride, axis=-2)
-            parts.append(sums[t] + jnp.sum(shifted * there, axis=-2, dtype=dtype))
-        return tuple(parts)
+        there = lax.dynamic_slice(g, (n, *place, block * run, 0), (1, *(1 for _ in rows), run, g.shape[-1]))
+        there = there.reshape(run, g.shape[-1])
+        taps = (last.dilation * t for t in range(last.window))
+        shifted = (lax.slice_in_dim(here, t, t + reach, last.stride, axis=-2) for t in taps)
+        return tuple(total + part * there for total, part in zip(sums, shifted, strict=True))
 
-    zeros = jnp.zeros((*(axis.window for axis in lead), x.shape[-1]), dtype)
-    sums = lax.fori_loop(0, batch * math.prod(rows), row, (zeros,) * last.window)
-    dw = jnp.stack(sums, axis=-2)  # (*window, groups * each * depth)
+    total = batch * math.prod(rows) * runs
+    unrolled = min(8, max(1, UNROLLED // last.window)) if isinstance(total, int) else 1
+
+    def several(index: Any, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        for i in range(unrolled):
+            sums = add(index * unrolled + i, sums)
+        return sums
+
+    zeros = jnp.zeros((*(axis.window for axis in lead), run, x.shape[-1]), dtype)
+    sums = lax.fori_loop(0, total // unrolled, several, (zeros,) * last.window)
+    for index in range(total - total % unrolled, total) if unrolled > 1 else ():
+        sums = add(index, sums)
+    dw = jnp.stack([jnp.sum(part, axis=-2, dtype=dtype) for part in sums], axis=-2)  # (*window, channels alike)
     if each == 1:
         return dw.reshape(*geometry.window, 1, out)
     return dw.reshape(*geometry.window, groups, each).swapaxes(-1, -2)
+
+
+def _run_length(places: int, bytes_each: int) -> int:
+    """Places of the last axis taken at once, so that the sums of all taps stay in cache: as even runs as can be."""
+    runs = -(-places * bytes_each // SUM_BYTES)
+    return -(-places // max(1, min(runs, places // SHORTEST)))
 
 
 def _alike(array: jax.Array, own: int, other: int) -> jax.Array:
