@@ -73,8 +73,10 @@ def _run_input_grad(call: Call, g: Array, kernel: Array, bias: Array | None) -> 
     g, kernel = _array_in(g, call), _kernel_in(kernel, call)
     if call.values is None:
         return _array_out(rules.conv_transpose(call.plan, g, kernel, bias), call)
-    dx = value_padding.add_back(rules.conv_transpose(call.plan, g, kernel), *call.values)
-    return _array_out(dx if bias is None else dx + bias.astype(dx.dtype), call)
+    wide = dataclasses.replace(call.plan, result=rules.wide(call.plan.result))  # rounded once, when all is added
+    dx = value_padding.add_back(rules.conv_transpose(wide, g, kernel), *call.values)
+    dx = dx if bias is None else dx + bias.astype(dx.dtype)
+    return _array_out(dx.astype(call.plan.result), call)
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)

@@ -46,7 +46,7 @@ class Wanted:
     wanted: bool
 
 
-def _wide(dtype: Any) -> Any:
+def wide(dtype: Any) -> Any:
     """The dtype of sums: float32 for float16 and bfloat16."""
     return jnp.dtype(jnp.float32) if dtype in (jnp.float16, jnp.bfloat16) else dtype
 
@@ -55,13 +55,13 @@ def _add_bias(plan: Plan, product: Any, lhs: Array, rhs: Array, bias: Array | No
     """product(lhs, rhs) + bias, rounded once."""
     if bias is None:
         return product(lhs, rhs, plan.geometry, plan.how, plan.result)
-    total = product(lhs, rhs, plan.geometry, plan.how, _wide(plan.result))
+    total = product(lhs, rhs, plan.geometry, plan.how, wide(plan.result))
     return (total + bias.astype(total.dtype)).astype(plan.result)
 
 
 def _bias_sum(g: Array, dtype: Any) -> Array:
     """The upstream gradient summed over batch and space; float16 and bfloat16 in float32."""
-    return jnp.sum(g, axis=tuple(range(g.ndim - 1)), dtype=_wide(g.dtype)).astype(dtype)
+    return jnp.sum(g, axis=tuple(range(g.ndim - 1)), dtype=wide(g.dtype)).astype(dtype)
 
 
 def _sum(terms: list[Array]) -> Array:

@@ -131,6 +131,7 @@ CASES = [
     Pool((8,), (3,), 2, ((0, -1),), ceil_mode=True, name="ceil, cropped above"),
     Pool((8, 5), (3, 1), 2, ((-1, -2), (1, -1)), 1, True, name="ceil, cropped"),
     Pool((8,), (2,), 3, ((1, 0),), 3, True, name="ceil, dilated"),
+    Pool((1, 5), (2, 2), 1, ((2, -1), (0, 0)), ceil_mode=True, name="ceil, cropped to nothing"),
     Pool((6, 5), (2, 2), 1, ((-1, -2), (0, -1)), name="crop"),
     Pool((5,), (2,), 1, ((-1, 3),), name="crop low, pad high"),
     Pool((40,), (20,), 3, ((5, 4),), name="long window"),
@@ -140,6 +141,7 @@ CASES = [
     Pool((20, 19), (17, 18), (2, 1), 3, name="two long windows"),
     Pool((20, 19), (20, 19), name="300 taps"),
     Pool((6, 5), (3, 2), 2, 1, batch=0, name="empty batch"),
+    Pool((4, 5), (3, 2), 1, "CIRCULAR", batch=0, name="empty batch, circular"),
     Pool((6, 5), (3, 2), 2, 1, channels=0, name="no channel"),
     Pool((6, 5), (3, 2), 2, 1, batch=None, name="unbatched"),
     Pool((6, 5), (3, 2), 2, 1, data_format="channels_first", name="channels first"),
@@ -171,7 +173,10 @@ def draw_pool(between: Callable[[int, int], int], among: Callable[[Sequence[Any]
         among([2, 1, 0, None]), among(geometry.DATA_FORMATS),
     )  # fmt: skip
     for i in range(rank):
-        while sum(case.pads[i]) + space[i] < (window[i] - 1) * dilation[i] + 1:
+        # In ceil_mode a last window that starts in the right padding is dropped, be it the only one.
+        while sum(case.pads[i]) + space[i] < (window[i] - 1) * dilation[i] + 1 or (
+            case.ceil_mode and space[i] + case.pads[i][0] <= 0
+        ):
             space[i] += 1
             case = dataclasses.replace(case, space=tuple(space))
     return case

@@ -320,6 +320,10 @@ def test_low_precision_is_summed_in_float32():
             jconv.conv_bias_grad(long),
         ]
         assert [float(y.ravel()[0]) for y in sums] == [4096.0] * 4
+        kernel, bias = jnp.ones((1, 1, 1), dtype), jnp.zeros(1, dtype)
+        for padding in ("VALID", "EDGE"):
+            back = functools.partial(jconv.conv_transpose, long, kernel, padding=padding)
+            assert float(jax.vjp(back, bias)[1](long)[0].item()) == 4096
 
 
 def test_the_bias_is_added_before_the_one_rounding():

@@ -57,6 +57,7 @@ def test_drawn_geometries_against_the_oracle(case, seed):
 def test_dtypes(dtype):
     check(NAMED["dilated, strided, padded"], dtype)
     check(NAMED["long window"], dtype)
+    check(NAMED["empty batch, circular"], dtype)
 
 
 @pytest.mark.parametrize("case", [NAMED["overlapping, padded"], NAMED["three axes"], NAMED["dilated"]], ids=str)

@@ -409,6 +409,8 @@ def test_low_precision_sums_in_float32(dtype):
     assert jconv.avg_pool(ones, 400).item() == 1
     dx = jax.grad(lambda x: jnp.sum(jconv.sum_pool(x, 300, padding=299).astype(jnp.float32)))(ones)
     assert np.all(np.asarray(dx) == jnp.array(300, dtype))
+    dx = jax.grad(lambda x: jnp.sum(jconv.sum_pool(x, 400, padding="CIRCULAR").astype(jnp.float32)))(ones[:, :1])
+    assert dx.item() == 400
     dx = jax.grad(lambda x: jnp.sum(jconv.adaptive_max_pool(x, 900).astype(jnp.float32)))(jnp.ones((1, 1, 1), dtype))
     assert dx.item() == jnp.array(900, dtype)
 
@@ -499,7 +501,9 @@ def test_global_pools_are_windows_as_large_as_the_input(data_format):
     equal(np.asarray(jconv.global_avg_pool(x, data_format=data_format)), np.asarray(jconv.avg_pool(x, **options)))
 
 
-@pytest.mark.parametrize("case", [NAMED["overlapping, padded"], NAMED["channels first"], NAMED["unbatched"]], ids=str)
+@pytest.mark.parametrize(
+    "case", [NAMED[n] for n in ("overlapping, padded", "channels first", "unbatched", "empty batch")], ids=str
+)
 def test_max_unpool_puts_values_back(case):
     x = jnp.asarray(case.draw("float32", whole=False))
     y, indices = jconv.max_pool(x, **case.options, return_indices=True, data_format=case.data_format)

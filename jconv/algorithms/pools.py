@@ -193,6 +193,8 @@ def window_sum(x: Array, *, geometry: Geometry, dtype: Any, platform: str) -> Ar
 def window_spread(g: Array, *, geometry: Geometry, dtype: Any, platform: str) -> Array:
     """The sum over the windows that see each element: g, dilated by the stride, under a window turned round."""
     del platform
+    if 0 in geometry.input:  # cropped to nothing: there is no element that a window could see
+        return jnp.zeros((g.shape[0], *geometry.input, g.shape[-1]), dtype)
     total = g.astype(_wide(g.dtype))
     for i in range(geometry.rank):
         axis, dim = geometry.axes[i].for_input_grad(), i + 1
@@ -226,7 +228,7 @@ def read(x: Array, indices: Array, *, platform: str) -> Array:
     del platform
     batch, *space, channels = x.shape
     length = math.prod(space)
-    flat = indices.reshape(batch, -1, channels)
+    flat = indices.reshape(batch, math.prod(indices.shape[1:-1]), channels)
     outside = (flat < 0) | (flat >= length)
     flat = jnp.where(outside, 0, flat)
     taken = jnp.take_along_axis(x.reshape(batch, length, channels), flat, axis=1)
