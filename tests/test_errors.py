@@ -58,3 +58,12 @@ def test_every_operator_and_every_argument_has_cases():
         for argument in inspect.signature(getattr(jconv, operator)).parameters:
             assert seen[operator, argument] >= 3, f"{operator}: {argument}"
     assert len(CASES) >= 200
+
+
+def test_a_wide_result_is_asked_for_anew_when_x64_changes():
+    x, kernel = RIGHT["conv"]["x"], RIGHT["conv"]["kernel"]
+    with jax.enable_x64(True):
+        assert jconv.conv(x, kernel, preferred_element_type="float64").dtype == "float64"
+    with pytest.raises(ValueError, match="conv: preferred_element_type='float64' must have at most 32 bits"):
+        jconv.conv(x, kernel, preferred_element_type="float64")
+    assert jconv.conv(x, kernel, preferred_element_type=float).dtype == "float32"  # Python's float: JAX's default
