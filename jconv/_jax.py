@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.extend.core
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend import linear_util
 from jax.interpreters import ad, batching, mlir, partial_eval
 
@@ -91,10 +92,13 @@ def abstract(form: Callable[..., Any], avals: tuple[Any, ...], shape: tuple[int,
 definitions: dict[Primitive, Callable[..., Any]] = {}  # what computes each primitive of ours: see define
 
 
-def define(primitive: Primitive, lower: Callable[..., Any]) -> None:
+def define(primitive: Primitive, lower: Callable[..., Any], *, apart: bool = False) -> None:
     """Let `lower(*arrays, platform=..., **params)`, a function of lax operations, compute the primitive.
 
     The CPU gets its own lowering, so that an exported or multi-platform program has the right algorithm on each.
+
+    apart: a call of its own on the CPU. XLA would else fuse its last steps into each operation that reads the result,
+      and compute them as many times.
     """
     definitions[primitive] = lower
 
@@ -107,8 +111,16 @@ def define(primitive: Primitive, lower: Callable[..., Any]) -> None:
             return compiled(tuple(sorted(params.items())))(*arrays)
 
     primitive.def_impl(impl)
-    mlir.register_lowering(primitive, _lowering(primitive, functools.partial(lower, platform="cpu")), platform="cpu")
+    on_cpu = functools.partial(lower, platform="cpu")
+    on_cpu = functools.partial(_apart, on_cpu) if apart else on_cpu
+    mlir.register_lowering(primitive, _lowering(primitive, on_cpu), platform="cpu")
     mlir.register_lowering(primitive, _lowering(primitive, functools.partial(lower, platform="other")))
+
+
+def _apart(lower: Callable[..., Any], *arrays: Any, **params: Any) -> Any:
+    """lower(*arrays, **params) as a function that XLA must not inline."""
+    results = jax.jit(functools.partial(lower, **params))(*arrays)
+    return set_xla_metadata(results, inlineable="false")
 
 
 def _lowering(primitive: Primitive, lower: Callable[..., Any]) -> Callable[..., Any]:

@@ -96,7 +96,7 @@ class Axis:
         return range(first, max(first, min(self.window - 1, last) + 1))
 
     def places_inside(self, tap: int) -> tuple[int, int, int]:
-        """(first, last, element): `tap` falls on an undilated input at places first <= p < last, at first on element."""
+        """(first, last, element): `tap` is on an undilated input at places first <= p < last, at first on element."""
         offset = tap * self.dilation - self.low
         first = max(0, -(offset // self.stride))
         last = min(self.output, (self.input - 1 - offset) // self.stride + 1)

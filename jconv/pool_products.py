@@ -39,6 +39,11 @@ def winner(x: Array, geometry: Geometry, largest: bool = True) -> tuple[Array, A
     return tuple(winner_p.bind(x, geometry=geometry, largest=largest))
 
 
+def extreme(x: Array, geometry: Geometry, largest: bool = True) -> Array:
+    """winner's y alone, where nothing asks which element it was."""
+    return extreme_p.bind(x, geometry=geometry, largest=largest)
+
+
 def gather(x: Array, index: Array, geometry: Geometry) -> Array:
     """y[p] = x[a], a the input under tap index[p]; 0 where that is padding."""
     return gather_p.bind(*_jax.vary_alike(x, index), geometry=geometry)
@@ -107,6 +112,10 @@ def _winner_shape(x: Any, *, geometry: Geometry, largest: bool) -> Any:
     del largest
     assert x.shape[1:-1] == geometry.input, (x, geometry)
     return _aval(x, geometry.output, x.dtype), _aval(x, geometry.output, index_dtype(geometry))
+
+
+def _extreme_shape(x: Any, *, geometry: Geometry, largest: bool) -> Any:
+    return _winner_shape(x, geometry=geometry, largest=largest)[0]
 
 
 def _gather_shape(x: Any, index: Any, *, geometry: Geometry) -> Any:
@@ -198,7 +207,7 @@ def _define_linear(name: str, shape: Any, compute: Any, adjoint: Any) -> Any:
     """The primitive `name`; adjoint(ct, *indices, aval=of the operand, **params) is its transpose."""
     primitive = _jax.Primitive(name)
     primitive.def_abstract_eval(shape)
-    _jax.define(primitive, compute)
+    _jax.define(primitive, compute, apart=True)
     _jax.set_batching(primitive, functools.partial(_batch, primitive))
     _jax.set_jvp(primitive, functools.partial(_linear_jvp, primitive))
     _jax.set_transpose(primitive, functools.partial(_transpose, adjoint))
@@ -214,12 +223,23 @@ def _winner_jvp(primals: Any, tangents: Any, *, geometry: Geometry, largest: boo
     return [y, index], [dy, _no_tangent(index)]
 
 
+def _extreme_jvp(primals: Any, tangents: Any, *, geometry: Geometry, largest: bool) -> Any:
+    (y, _), (dy, _) = _winner_jvp(primals, tangents, geometry=geometry, largest=largest)
+    return y, dy
+
+
 winner_p = _jax.Primitive("winner")
 winner_p.multiple_results = True
 winner_p.def_abstract_eval(_winner_shape)
-_jax.define(winner_p, pools.winner)
+_jax.define(winner_p, pools.winner, apart=True)
 _jax.set_batching(winner_p, functools.partial(_batch, winner_p))
 _jax.set_jvp(winner_p, _winner_jvp)
+
+extreme_p = _jax.Primitive("extreme")
+extreme_p.def_abstract_eval(_extreme_shape)
+_jax.define(extreme_p, pools.extreme)
+_jax.set_batching(extreme_p, functools.partial(_batch, extreme_p))
+_jax.set_jvp(extreme_p, _extreme_jvp)
 
 gather_p = _define_linear(
     "gather_winner",

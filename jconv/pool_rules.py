@@ -47,7 +47,7 @@ class ExtremePlan:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _extreme_pool(plan: ExtremePlan, x: Array) -> Array:
-    return products.winner(x, plan.geometry, plan.largest)[0]
+    return products.extreme(x, plan.geometry, plan.largest)
 
 
 def _extreme_pool_fwd(plan: ExtremePlan, x: Any) -> tuple[Array, Array]:

@@ -14,7 +14,7 @@ import jconv
 from jconv import reference
 from tests.pool_cases import CASES, NAMED, Pool, pools
 
-GEOMETRIES = 40
+GEOMETRIES = 25
 equal = functools.partial(np.testing.assert_array_equal, strict=True)
 UNCEILED = [case for case in CASES if not case.ceil_mode and case.terms < 400]
 

@@ -90,6 +90,28 @@ def winner(x: Array, *, geometry: Geometry, largest: bool, platform: str) -> tup
     return best, code
 
 
+def extreme(x: Array, *, geometry: Geometry, largest: bool, platform: str) -> Array:
+    """The best of each window; a NaN is the best of all. Where windows overlap, one axis after the other."""
+    del platform
+    lost, better = identity(x.dtype, largest), lax.max if largest else lax.min
+    x, geometry = windows.crop(x, geometry)
+    if all(axis.stride >= axis.reach for axis in geometry.axes):
+        pads = ((0, 0), *((axis.low, axis.high) for axis in geometry.axes), (0, 0))
+        sizes = ((1, *geometry.window, 1), (1, *(axis.stride for axis in geometry.axes), 1))
+        dilation = (1, *(axis.dilation for axis in geometry.axes), 1)
+        return lax.reduce_window(x, jnp.array(lost, x.dtype), better, *sizes, pads, window_dilation=dilation)
+    for i in reversed(range(geometry.rank)):
+        x = _best_along(
+            _pad(x, i + 1, geometry.axes[i].low, geometry.axes[i].high, lost), i + 1, geometry.axes[i], better
+        )
+    return x
+
+
+def _best_along(padded: Array, dim: int, axis: Axis, better: Callable[[Array, Array], Array]) -> Array:
+    challenge = lambda tap, best: better(best, _slide(padded, dim, axis, tap))
+    return _each(axis.window, challenge, _slide(padded, dim, axis, 0))
+
+
 def _winner_along(
     best: Array, code: Array, dim: int, axis: Axis, scale: int, lost: Any, largest: bool
 ) -> tuple[Array, Array]:

@@ -87,6 +87,12 @@ def _reduced(x: Array, geometry: Geometry, initial: Any, computation: Any) -> Ar
     )
 
 
+def extreme(primitive: Any, x: Array, *, geometry: Geometry, largest: bool) -> Done:
+    """The largest of each window as lax finds it."""
+    done = winner(pooling.winner_p, x, geometry=geometry, largest=largest)
+    return Done(done.result[0], done.became)
+
+
 def winner(primitive: Any, x: Array, *, geometry: Geometry, largest: bool) -> Done:
     """The largest of each window as lax finds it; its index, which has no derivative, as jconv does."""
     lost = pools.identity(x.dtype, largest)

@@ -94,7 +94,7 @@ def _pooled(x: Array, out: tuple[int, ...], layout: Layout, reducer: str) -> Arr
         y = products.window_sum(layout.enter(_spread(x, layout, 0)), layout.geometry)
     else:
         x = _spread(x, layout, pools.identity(x.dtype, reducer == "max"))
-        y, _ = products.winner(layout.enter(x), layout.geometry, reducer == "max")
+        y = products.extreme(layout.enter(x), layout.geometry, reducer == "max")
     return layout.leave(y, out)
 
 

@@ -31,6 +31,7 @@ _BY_LAX = dict.fromkeys(_jax.definitions, plain.defined) | {
     products.kernel_grad_p: plain.kernel_grad,
     products.input_grad_p: plain.input_grad,
     pool_products.winner_p: plain.winner,
+    pool_products.extreme_p: plain.extreme,
     pool_products.scatter_p: plain.scatter,
     pool_products.window_sum_p: plain.window_sum,
     pool_products.window_spread_p: plain.window_spread,

@@ -1,0 +1,1 @@
+"""Whole models, a training step in stock JAX, accelerated, and in PyTorch: `python -m experiments.models --help`."""
