@@ -28,7 +28,7 @@ def call(
     layer: Layer, operands: dict[str, np.ndarray], memory_format: str, product: str
 ) -> Callable[[], tuple[Any, ...]] | None:
     """A call of one product that returns when its results are there; None for a product PyTorch has not."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(THREADS)
     # Only where JAX runs on a GPU too.
@@ -63,7 +63,7 @@ def call(
 
 def _tensor(layer: Layer, name: str, array: np.ndarray, memory_format: str):
     """A tensor in PyTorch's order of axes: channels second; kernel (out, in // groups, *window)."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     rank, dtype = len(layer.spatial), str(array.dtype)
     tensor = torch.from_numpy(np.array(array, np.float32 if dtype == "bfloat16" else array.dtype))

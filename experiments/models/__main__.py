@@ -94,7 +94,7 @@ def _repeated(compiled: Any, carry: Any, x: Any, labels: Any) -> Any:
 def _torch_calls(net: nets.Net, facts: dict[str, Any]) -> dict[str, Any]:
     """PyTorch's step in each memory format, where PyTorch is installed."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         return {}
     from experiments.models import in_torch

@@ -10,7 +10,7 @@ def lenet(x, classes, features, dense):
     """Two convolutions, each with a max pool, then dense layers."""
     for width in features:
         x = jax.nn.relu(hk.Conv2D(width, 5, padding="VALID")(x))
-        x = hk.max_pool(x, 2, 2, "VALID")
+        x = hk.max_pool(x, (2, 2, 1), (2, 2, 1), "VALID")
     x = hk.Flatten()(x)
     return hk.nets.MLP((*dense, classes))(x)
 

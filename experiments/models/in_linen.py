@@ -84,7 +84,7 @@ class ResNet3D(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.relu(norm()(conv(self.widths[0], 7, (1, 2, 2), rank=3)(x)))
-        x = nn.max_pool(x, (3, 3, 3), (2, 2, 2), [(1, 1)] * 3)
+        x = nn.max_pool(x, (3, 3, 3), (2, 2, 2), [(1, 1)] * 3)  # pyright: ignore[reportArgumentType]
         for stage, width in enumerate(self.widths):
             for block in range(self.blocks):
                 x = Block(width, 2 if stage > 0 and block == 0 else 1)(x)
@@ -185,7 +185,7 @@ class ResNeXt(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.relu(norm()(conv(self.width, 7, 2)(x)))
-        x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1)] * 2)
+        x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1)] * 2)  # pyright: ignore[reportArgumentType]
         for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):
                 strides = 2 if stage > 0 and block == 0 else 1
