@@ -95,16 +95,26 @@ def extreme(x: Array, *, geometry: Geometry, largest: bool, platform: str) -> Ar
     del platform
     lost, better = identity(x.dtype, largest), lax.max if largest else lax.min
     x, geometry = windows.crop(x, geometry)
-    if all(axis.stride >= axis.reach for axis in geometry.axes):
-        pads = ((0, 0), *((axis.low, axis.high) for axis in geometry.axes), (0, 0))
-        sizes = ((1, *geometry.window, 1), (1, *(axis.stride for axis in geometry.axes), 1))
-        dilation = (1, *(axis.dilation for axis in geometry.axes), 1)
-        return lax.reduce_window(x, jnp.array(lost, x.dtype), better, *sizes, pads, window_dilation=dilation)
+    if all(map(_apart, geometry.axes)):
+        return _reduced(x, geometry, lost, better)
     for i in reversed(range(geometry.rank)):
         x = _best_along(
             _pad(x, i + 1, geometry.axes[i].low, geometry.axes[i].high, lost), i + 1, geometry.axes[i], better
         )
     return x
+
+
+def _apart(axis: Axis) -> bool:
+    """Whether no element is in two windows."""
+    return axis.output == 1 or axis.stride >= axis.reach
+
+
+def _reduced(x: Array, geometry: Geometry, initial: Any, operation: Callable[[Array, Array], Array]) -> Array:
+    """lax's own, which is fast forward where windows do not overlap."""
+    pads = ((0, 0), *((axis.low, axis.high) for axis in geometry.axes), (0, 0))
+    sizes = ((1, *geometry.window, 1), (1, *(axis.stride for axis in geometry.axes), 1))
+    dilation = (1, *(axis.dilation for axis in geometry.axes), 1)
+    return lax.reduce_window(x, jnp.array(initial, x.dtype), operation, *sizes, pads, window_dilation=dilation)
 
 
 def _best_along(padded: Array, dim: int, axis: Axis, better: Callable[[Array, Array], Array]) -> Array:
@@ -206,6 +216,8 @@ def window_sum(x: Array, *, geometry: Geometry, dtype: Any, platform: str) -> Ar
     del platform
     x, geometry = windows.crop(x, geometry)
     total = x.astype(_wide(dtype))
+    if all(map(_apart, geometry.axes)):
+        return _reduced(total, geometry, 0, lax.add).astype(dtype)
     for i in reversed(range(geometry.rank)):
         axis, dim = geometry.axes[i], i + 1
         total = _sum_taps(_pad(total, dim, axis.low, axis.high, 0), dim, axis)
@@ -219,11 +231,26 @@ def window_spread(g: Array, *, geometry: Geometry, dtype: Any, platform: str) ->
         return jnp.zeros((g.shape[0], *geometry.input, g.shape[-1]), dtype)
     total = g.astype(_wide(g.dtype))
     for i in range(geometry.rank):
+        if geometry.axes[i].dilation == 1 and _apart(geometry.axes[i]):
+            total = _repeated(total, i + 1, geometry.axes[i])
+            continue
         axis, dim = geometry.axes[i].for_input_grad(), i + 1
         widths = [(axis.low, axis.high, axis.input_dilation - 1) if j == dim else (0, 0, 0) for j in range(g.ndim)]
         padded = lax.pad(total, jnp.zeros((), total.dtype), widths)
         total = _sum_taps(padded, dim, axis)
     return total.astype(dtype)
+
+
+def _repeated(g: Array, dim: int, axis: Axis) -> Array:
+    """Along one axis whose windows do not overlap: g at each element of its window, 0 between windows."""
+    step = axis.window if axis.output == 1 else axis.stride
+    shape = (*g.shape[: dim + 1], axis.window, *g.shape[dim + 1 :])
+    g = lax.broadcast_in_dim(g, shape, [i for i in range(len(shape)) if i != dim + 1])
+    zero = jnp.zeros((), g.dtype)
+    g = lax.pad(g, zero, [(0, step - axis.window if i == dim + 1 else 0, 0) for i in range(len(shape))])
+    g = g.reshape(*shape[:dim], axis.output * step, *shape[dim + 2 :])
+    high = axis.input + axis.low - axis.output * step
+    return lax.pad(g, zero, [(-axis.low, high, 0) if i == dim else (0, 0, 0) for i in range(g.ndim)])
 
 
 def write(y: Array, indices: Array, *, space: tuple[int, ...], platform: str) -> Array:
