@@ -64,7 +64,10 @@ def accelerate(fun: F) -> F:
 
 @contextlib.contextmanager
 def accelerated() -> Iterator[None]:
-    """accelerate for the body of a `with` statement.
+    """accelerate for what runs in the body of a `with` statement, jitted functions that are called there included.
+
+    What is only traced or compiled there (jax.make_jaxpr, jax.jit(f).lower, a jitted function called later) does not
+    run there, and stays as it is: give accelerate the function.
 
     Example:
       >>> import jax.numpy as jnp
