@@ -116,7 +116,7 @@ TABLE = (
     Row(
         "columns",
         lambda p: p.product == "convolve" and columns.applies(p.geometry),
-        lambda p: p.real and p.out <= 4 and p.geometry.taps * p.out >= 8,
+        lambda p: p.real and p.out <= 4 and p.geometry.taps >= 8 * p.out,
         "few output channels: one matrix product for all taps, then a fold",
         convolve=columns.convolve,
     ),
