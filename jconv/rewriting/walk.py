@@ -69,13 +69,24 @@ class Under:
     fun: Any
     rewriting: Rewriting
 
-    def __post_init__(self) -> None:
-        with contextlib.suppress(AttributeError):
-            functools.update_wrapper(self, self.fun)
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with running(self.rewriting):
             return self.fun(*args, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UnderTree(Under):
+    """The same of a callable pytree, as a module of equinox is: a pytree too, so that grad sees the arrays in it."""
+
+    __eq__, __hash__ = object.__eq__, object.__hash__  # arrays have neither
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "fun":  # asked for while this is being made
+            raise AttributeError(name)
+        return getattr(self.fun, name)
+
+
+jax.tree_util.register_dataclass(UnderTree, data_fields=["fun"], meta_fields=["rewriting"])
 
 
 @contextlib.contextmanager
@@ -242,8 +253,10 @@ def _rewritten(body: Any, rewriting: Rewriting, notes: list[Note]) -> Any:
 
 
 def apply(rewriting: Rewriting, fun: Callable[..., Any]) -> Callable[..., Any]:
-    """fun, with everything it does run through the loop. A jitted function gives a jitted one."""
+    """fun, with everything it does run through the loop. A jitted function gives a jitted one, a pytree a pytree."""
     options = _jax.jit_options(fun)
+    if options is None and not jax.tree_util.all_leaves([fun]):
+        return UnderTree(fun, rewriting)
     inner = fun if options is None else fun.__wrapped__  # pyright: ignore[reportFunctionMemberAccess]
 
     @functools.wraps(inner, updated=())
