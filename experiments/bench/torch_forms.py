@@ -80,7 +80,7 @@ def _tensor(layer: Layer, name: str, array: np.ndarray, memory_format: str):
 
 
 def _function(layer: Layer) -> Callable[..., Any]:
-    import torch.nn.functional as F
+    import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 
     rank = len(layer.spatial)
     even, before = _even_padding(layer.padding)
@@ -131,7 +131,7 @@ def _ceil_mode_gives(layer: Layer, low: tuple[int, ...]) -> bool:
 
 def _conv_transpose(layer: Layer) -> Callable[..., Any]:
     """The padding that both ends share in the operator; the rest less output_padding, or cropped."""
-    import torch.nn.functional as F
+    import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 
     conv_transpose = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(layer.spatial) - 1]
     shared = tuple(max(0, min(pair)) for pair in layer.padding)

@@ -46,10 +46,11 @@ def measure(net: nets.Net, library: str, contestants: tuple[str, ...], repeats: 
         lowered = jax.jit(step, donate_argnums=0).lower(carry, x, labels)
         traced = time.perf_counter()
         compiled = lowered.compile()
+        analysis = compiled.memory_analysis()
         facts["contestants"][name] = {
             "trace_seconds": traced - begin,
             "compile_seconds": time.perf_counter() - traced,
-            "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+            "temp_bytes": None if analysis is None else analysis.temp_size_in_bytes,
         }
         calls[name] = _repeated(compiled, carry, x, labels)
     if "torch" in contestants:
