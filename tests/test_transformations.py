@@ -524,4 +524,6 @@ def test_import_is_light_and_asks_for_no_backend():
     probes = [probe(JAX_PLATFORMS="none_such") for _ in range(5)]
     foreign = {name.split(".")[0] for name in probes[0][1]} - {"jconv"} - set(sys.stdlib_module_names)
     assert foreign <= {"jax", "jaxlib"}, foreign
-    assert min(seconds for seconds, _ in probes) < 0.2  # of processor time; 0.1 on an idle machine, where a core is not shared
+    assert (
+        min(seconds for seconds, _ in probes) < 0.2
+    )  # of processor time; 0.1 on an idle machine, where a core is not shared

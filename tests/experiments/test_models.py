@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 import jconv
 from experiments.models import nets
 from experiments.models.__main__ import app, ratios
+from tests.rewriting.test_layers import FAST
+from tests.test_rewrite import stock_left
 
 
 @jax.numpy_dtype_promotion("standard")  # Haiku's layers need it
@@ -17,17 +19,19 @@ def test_accelerated_is_stock(name, library):
     """Loss, state and every gradient of a whole model; on a CPU nothing slow is left in the program."""
     net = nets.TINY[name]
     program = nets.program(net, library)
-    x, labels = net.draw()
-    step = lambda loss: jax.jit(jax.value_and_grad(loss, has_aux=True))
-    accelerated = step(jconv.accelerate(program.loss))
-    got = accelerated(program.params, program.state, x, labels)
-    want = step(program.loss)(program.params, program.state, x, labels)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        # Sums of some thousand terms, through some ten layers of them; biases before BatchNorm have rounding alone.
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-    text = accelerated.lower(program.params, program.state, x, labels).as_text()
-    assert "select_and_scatter" not in text
-    assert not re.search(r"(feature|batch)_group_count = (?!1\b)\d+", text)
+    args = program.params, program.state, *net.draw()
+    derive = lambda loss: jax.value_and_grad(loss, has_aux=True)
+    lowered = lambda f: jax.jit(f).lower(*args)
+    want = lowered(derive(program.loss)).compile(FAST)(*args)
+    for form in (derive(jconv.accelerate(program.loss)), jconv.accelerate(derive(program.loss))):
+        accelerated = lowered(form)
+        for a, b in zip(jax.tree.leaves(accelerated.compile(FAST)(*args)), jax.tree.leaves(want), strict=True):
+            # Sums of some thousand terms, through some ten layers of them; biases before BatchNorm have rounding alone.
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+        text = accelerated.as_text()
+        assert "select_and_scatter" not in text
+        assert not re.search(r"(feature|batch)_group_count = (?!1\b)\d+", text)
+        assert not stock_left(form, *args)
 
 
 def test_the_table(tmp_path):
