@@ -55,10 +55,10 @@ def html(comparison: Comparison) -> str:
 <h1>{say(title)}</h1>
 <div class="verdict{"" if comparison.agrees else " no"}">{verdict}</div>
 <h2>Differences</h2>
-{_table(table.DIFFERENCES, differences, [row[-1] == "NO" for row in differences])}
+{table_markup(table.DIFFERENCES, differences, [row[-1] == "NO" for row in differences])}
 <p class="small">{say(table.legend(comparison))}</p>
 <h2>Costs</h2>
-{_table(table.COSTS, table.cost_rows(comparison))}
+{table_markup(table.COSTS, table.cost_rows(comparison))}
 <p class="small">{say(table.machine(comparison))}</p>
 <h2>Picture</h2>
 <img alt="Relative differences of each array, and times of both forms" src="data:image/png;base64,{_png(comparison)}">
@@ -67,7 +67,8 @@ def html(comparison: Comparison) -> str:
 """
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> str:
+def table_markup(titles: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> str:
+    """A table of text; `marked` rows are shown as bad ones. On a phone each row stands by itself, titles beside it."""
     say = markup.escape
     head = "".join(f'<th scope="col">{say(title)}</th>' for title in titles)
     body = []

@@ -1,0 +1,85 @@
+"""What every convolution of a model is given and gives, without the model's help.
+
+The model is traced, and the program that comes out is run one operation at a time, into calls of jit and checkpoint;
+each jconv convolution met on the way leaves its kernel and its output. One inside a loop is not seen.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+# Calls that run their body once, and the parameter that holds it.
+CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "checkpoint": "jaxpr", "remat2": "jaxpr", "closed_call": "call_jaxpr"}
+CONVOLUTION = "conv"  # the primitive that jconv.conv binds
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One convolution: kernel (*window, in // groups, out), output (batch, *space, out)."""
+
+    name: str
+    kernel: np.ndarray
+    output: np.ndarray
+
+
+def convolutions(apply: Callable[[Any, Any], Any], variables: Any, images: Any) -> list[Layer]:
+    """Every convolution of apply(variables, images), in the order of the program.
+
+    A layer has the name of the variable that is its kernel, where one is, unchanged; else its number.
+    """
+    traced = jax.make_jaxpr(apply)(variables, images)
+
+    @jax.jit
+    def run(*arrays: Any) -> list[tuple[Any, Any]]:
+        found: list[tuple[Any, Any]] = []
+        _run(traced.jaxpr, traced.consts, arrays, found)
+        return found
+
+    found = run(*jax.tree.leaves((variables, images)))
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    }
+    return [
+        Layer(_name(np.asarray(kernel), named, number), np.asarray(kernel), np.asarray(output))
+        for number, (kernel, output) in enumerate(found, start=1)
+    ]
+
+
+def _name(kernel: np.ndarray, named: Mapping[str, np.ndarray], number: int) -> str:
+    for name, array in named.items():
+        if array.shape == kernel.shape and np.array_equal(array.astype(kernel.dtype), kernel):
+            return name.removeprefix("params/").removesuffix("/kernel")
+    return f"convolution {number}"
+
+
+def _run(jaxpr: Jaxpr, consts: Any, arguments: Any, found: list[tuple[Any, Any]]) -> list[Any]:
+    values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+    read = lambda atom: atom.val if isinstance(atom, Literal) else values[atom]
+    for equation in jaxpr.eqns:
+        operands = [read(atom) for atom in equation.invars]
+        body = equation.params.get(CALLS.get(equation.primitive.name, ""))
+        if isinstance(body, ClosedJaxpr):
+            results = _run(body.jaxpr, body.consts, operands, found)
+        elif isinstance(body, Jaxpr):
+            results = _run(body, (), operands, found)
+        else:
+            results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
+            results = results if equation.primitive.multiple_results else [results]
+        if equation.primitive.name == CONVOLUTION:
+            found.append((operands[1], results[0]))
+        values.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def spread(layers: list[Layer], count: int) -> list[Layer]:
+    """At most `count` of the layers that still have a picture as their output, evenly from the first to the last."""
+    wide = [layer for layer in layers if layer.output.ndim == 4 and math.prod(layer.output.shape[1:3]) > 1]
+    if len(wide) <= count:
+        return wide
+    return [wide[round(place)] for place in np.linspace(0, len(wide) - 1, count)]
