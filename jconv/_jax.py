@@ -4,6 +4,7 @@ Everything that is not public stands here, with its reason; the suite on the old
 """
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ import jax.extend.core
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend import linear_util
 from jax.interpreters import ad, batching, mlir, partial_eval
+
+from jconv import _sharding
 
 Primitive = jax.extend.core.Primitive
 Zero = ad.Zero  # the symbolic zero tangent or cotangent
@@ -92,13 +95,16 @@ def abstract(form: Callable[..., Any], avals: tuple[Any, ...], shape: tuple[int,
 definitions: dict[Primitive, Callable[..., Any]] = {}  # what computes each primitive of ours: see define
 
 
-def define(primitive: Primitive, lower: Callable[..., Any], *, apart: bool = False) -> None:
+def define(
+    primitive: Primitive, lower: Callable[..., Any], *, apart: bool = False, splits: Callable[..., Any] | None = None
+) -> None:
     """Let `lower(*arrays, platform=..., **params)`, a function of lax operations, compute the primitive.
 
     The CPU gets its own lowering, so that an exported or multi-platform program has the right algorithm on each.
 
     apart: a call of its own on the CPU. XLA would else fuse its last steps into each operation that reads the result,
       and compute them as many times.
+    splits: splits(*operands, **params), the axes along which CPU devices can divide the work: see _sharding.Split.
     """
     definitions[primitive] = lower
 
@@ -113,7 +119,7 @@ def define(primitive: Primitive, lower: Callable[..., Any], *, apart: bool = Fal
     primitive.def_impl(impl)
     on_cpu = functools.partial(lower, platform="cpu")
     on_cpu = functools.partial(_apart, on_cpu) if apart else on_cpu
-    mlir.register_lowering(primitive, _lowering(primitive, on_cpu), platform="cpu")
+    mlir.register_lowering(primitive, _lowering(primitive, on_cpu, splits), platform="cpu")
     mlir.register_lowering(primitive, _lowering(primitive, functools.partial(lower, platform="other")))
 
 
@@ -123,16 +129,40 @@ def _apart(lower: Callable[..., Any], *arrays: Any, **params: Any) -> Any:
     return set_xla_metadata(results, inlineable="false")
 
 
-def _lowering(primitive: Primitive, lower: Callable[..., Any]) -> Callable[..., Any]:
+def _lowering(
+    primitive: Primitive, lower: Callable[..., Any], splits: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
     rule = mlir.lower_fun(lower, primitive.multiple_results)
 
     def lowering(ctx: Any, *operands: Any, **params: Any) -> Any:
         # Which operands vary over a shard_map's axes was checked when the primitive was bound. A loop in an algorithm
         # would have to say it again of everything that it carries, so algorithms see shapes and dtypes alone.
         avals = [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in ctx.avals_in]
-        return rule(ctx.replace(avals_in=avals), *operands, **params)
+        ctx = ctx.replace(avals_in=avals)
+        devices = _devices(ctx.module_context) if splits is not None else ()
+        if splits is not None and len(devices) > 1:
+            one = functools.partial(lower, **params)
+            program = jax.make_jaxpr(one)(*avals)
+            if _sharding.has_loop(program.jaxpr):
+                context = dataclasses.replace(ctx.module_context.axis_context, device_assignment=devices)
+                ctx = ctx.replace(module_context=ctx.module_context.replace(axis_context=context))
+                divided = _sharding.divided(one, program.out_avals, splits(*avals, **params))
+                return mlir.lower_fun(divided, multiple_results=True)(ctx, *operands)
+        return rule(ctx, *operands, **params)
 
     return lowering
+
+
+def _devices(module: Any) -> tuple[Any, ...]:
+    """As many devices as XLA is to divide a program among, which are all that custom_partitioning asks for.
+
+    None where XLA divides nothing: under shard_map the axis context is of another kind, and an export must not call
+    back. Which devices they are is not known here, nor asked: a division is by their number in the mesh.
+    """
+    count = getattr(module.axis_context, "num_devices", 1)
+    if count == 1 or module.lowering_parameters.for_export:
+        return ()
+    return tuple(jax.devices("cpu")[:count]) if len(jax.devices("cpu")) >= count else ()
 
 
 def set_jvp(primitive: Primitive, rule: Callable[..., Any]) -> None:

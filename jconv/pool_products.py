@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from jconv import _jax
+from jconv._sharding import Split
 from jconv.algorithms import pools, tables
 from jconv.algorithms.tables import Windows
 from jconv.geometry import Geometry
@@ -181,6 +182,12 @@ def _batch(primitive: Any, arrays: Any, dims: Any, **params: Any) -> Any:
     return (list(map(split, out)), [0] * len(out)) if primitive.multiple_results else (split(out), 0)
 
 
+def _splits(*arrays: Any, **params: Any) -> list[Split]:
+    """Devices divide the images among them."""
+    del params
+    return [Split((0,) * len(arrays), (0, 0))]
+
+
 # Derivatives: each linear piece is its own tangent map, and its transpose is the other one of its pair.
 
 
@@ -207,7 +214,7 @@ def _define_linear(name: str, shape: Any, compute: Any, adjoint: Any) -> Any:
     """The primitive `name`; adjoint(ct, *indices, aval=of the operand, **params) is its transpose."""
     primitive = _jax.Primitive(name)
     primitive.def_abstract_eval(shape)
-    _jax.define(primitive, compute, apart=True)
+    _jax.define(primitive, compute, apart=True, splits=_splits)
     _jax.set_batching(primitive, functools.partial(_batch, primitive))
     _jax.set_jvp(primitive, functools.partial(_linear_jvp, primitive))
     _jax.set_transpose(primitive, functools.partial(_transpose, adjoint))
@@ -231,13 +238,13 @@ def _extreme_jvp(primals: Any, tangents: Any, *, geometry: Geometry, largest: bo
 winner_p = _jax.Primitive("winner")
 winner_p.multiple_results = True
 winner_p.def_abstract_eval(_winner_shape)
-_jax.define(winner_p, pools.winner, apart=True)
+_jax.define(winner_p, pools.winner, apart=True, splits=_splits)
 _jax.set_batching(winner_p, functools.partial(_batch, winner_p))
 _jax.set_jvp(winner_p, _winner_jvp)
 
 extreme_p = _jax.Primitive("extreme")
 extreme_p.def_abstract_eval(_extreme_shape)
-_jax.define(extreme_p, pools.extreme)
+_jax.define(extreme_p, pools.extreme, splits=_splits)
 _jax.set_batching(extreme_p, functools.partial(_batch, extreme_p))
 _jax.set_jvp(extreme_p, _extreme_jvp)
 

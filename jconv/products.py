@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jconv import _jax
+from jconv._sharding import Split
 from jconv.algorithms import choose
 from jconv.geometry import Geometry
 
@@ -223,9 +224,24 @@ def _transpose(wrt_lhs: Any, wrt_rhs: Any, ct: Any, lhs: Any, rhs: Any, *, dtype
     return (out, None) if left else (None, out)
 
 
+# Several devices: a batch of images, and one of examples, is divided among them.
+
+
+def _splits(form: Any, lhs: Any, rhs: Any, *, examples: bool, dtype: Any, **params: Any) -> list[Split]:
+    del lhs, rhs
+    lead = int(examples)  # axes in front of an operand's own
+    if form is choose.kernel_grad:  # the sum over the batch is added up over the devices
+        wide = jnp.dtype(jnp.float32) if dtype in (jnp.float16, jnp.bfloat16) else dtype
+        partial = functools.partial(_compute, form, examples=examples, dtype=wide, platform="cpu", **params)
+        batch = Split((lead, lead), (None,), partial)
+    else:
+        batch = Split((lead, None), (lead,))
+    return [Split((0, 0), (0,)), batch] if examples else [batch]
+
+
 def _define(primitive: Any, shape: Any, form: Any, wrt_lhs: Any, wrt_rhs: Any) -> None:
     primitive.def_abstract_eval(functools.partial(_abstract, shape, form))
-    _jax.define(primitive, functools.partial(_compute, form))
+    _jax.define(primitive, functools.partial(_compute, form), splits=functools.partial(_splits, form))
     _jax.set_batching(primitive, functools.partial(_batch, primitive))
     _jax.set_jvp(primitive, functools.partial(_jvp, primitive))
     _jax.set_transpose(primitive, functools.partial(_transpose, wrt_lhs, wrt_rhs))
