@@ -8,7 +8,7 @@ DEEP    ?= 10000
 # The lower end of the jax range that pyproject.toml states.
 OLDEST_JAX = $(shell sed -n 's/.*"jax>=\([0-9.]*\).*/\1/p' pyproject.toml)
 
-.PHONY: help demo test test-deep test-oldest lint build clean
+.PHONY: help demo test test-deep test-oldest lint docs build clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  */make \1:	/p' Makefile
@@ -31,11 +31,14 @@ lint: $(VENV)/.lint  ## format, rules, types, doctests
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 	$(VENV)/bin/python -m pytest -q jconv
 
+docs: $(VENV)/.docs  ## the book, in site/; a warning or a dead link fails
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+
 build: $(VENV)/.test  ## sdist and wheel, in dist/
 	$(VENV)/bin/python -m build
 
 clean:  ## remove what make made
-	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest build dist site *.egg-info .hypothesis .pytest_cache .ruff_cache
 
 # An environment is one file an extra, touched when pip was through: installed anew only where pyproject.toml changed.
 $(VENV)/.%: pyproject.toml | $(VENV)/bin/python

@@ -43,17 +43,15 @@ def conv(
       bias: (out,), of x's dtype, or None.
       strides: s, in elements; an integer or one a spatial axis, as are the dilations.
       padding: "VALID" (none), "SAME" (ceil(n / s) places, zeros on both sides, the odd one on the right), "SAME_LOWER"
-      (on
-        the left), "CAUSAL" (1-D, all on the left), "CIRCULAR", "REFLECT", "EDGE" (values of x, ceil(n / s) places), an
-        integer, or an integer or (low, high) a spatial axis; negative padding crops.
+        (on the left), "CAUSAL" (1-D, all on the left), "CIRCULAR", "REFLECT", "EDGE" (values of x, ceil(n / s) places),
+        an integer, or an integer or (low, high) a spatial axis; negative padding crops.
       input_dilation: distance of x's elements, zeros between them.
       kernel_dilation: d, the distance of the kernel's taps.
       feature_group_count: groups that the channels are split into; equal to `in` for a depthwise convolution.
       data_format: "channels_last", or "channels_first": x (batch, in, *space), kernel (out, in // groups, *window).
       precision: as in jax.lax.
       preferred_element_type: dtype of the result and of the sums, of the same kind and at least as wide; None: x's
-      dtype,
-        with float16 and bfloat16 summed in float32.
+        dtype, with float16 and bfloat16 summed in float32.
       algorithm: "auto", a name from jconv.algorithms.choose.NAMES, or a mapping from "forward", "kernel_grad" and
         "input_grad" to names.
 
@@ -348,7 +346,7 @@ def conv_bias_grad(g: ArrayLike, *, data_format: str = "channels_last") -> Array
 
     Raises:
       ValueError, TypeError: g is no array of numbers or has fewer than 2 axes (channels_first: 3), or data_format is
-      wrong.
+        wrong.
 
     Source: Goodfellow, Bengio, Courville 2016, Deep Learning, section 9.5.
 

@@ -89,8 +89,7 @@ def automatic(fun: F, *, rules: str | Sequence[str] = "all") -> F:
 
     Args:
       fun: a function of anything. Derive the result (jax.grad of automatic(fun)): around a jax.grad it comes too late
-      for
-        others' custom_vjp rules, which jax has used by then.
+        for others' custom_vjp rules, which jax has used by then.
       rules: which custom_vjp functions beside jconv's own are derived instead: "all", or a sequence of names.
 
     Returns:

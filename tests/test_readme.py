@@ -6,17 +6,15 @@ import re
 import numpy as np
 import pytest
 
+from tests.blocks import blocks, run
+
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
 @pytest.mark.filterwarnings("ignore")  # the snippet that shows stock JAX reading outside its input may overflow
 def test_python_blocks(capsys):
-    text = README.read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) >= 4
-    names = {}
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), names)
+    assert sum(block.language == "python" for block in blocks(README)) >= 4
+    names = run(README)
     assert np.isfinite(names["gradients"]["kernel"]).all()
     assert "jconv is off by 0.0" in capsys.readouterr().out
 
