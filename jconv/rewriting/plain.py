@@ -76,13 +76,17 @@ input_grad = functools.partial(product, _input_grad)
 
 def _reduced(x: Array, geometry: Geometry, initial: Any, computation: Any) -> Array:
     each = lambda values, edge: (edge, *values, edge)
+    # jax's derivative of a maximum fails where padding is negative (a slice out of range). Trailing elements that no
+    # window touches are the stride's affair where they are fewer than a stride, and cut off where they are more.
+    if any(axis.low < 0 or axis.high <= -axis.stride for axis in geometry.axes):
+        x, geometry = windows.crop(x, geometry)
     return lax.reduce_window(
         x,
         np.array(initial, x.dtype)[()],
         computation,
         each(geometry.window, 1),
         each([axis.stride for axis in geometry.axes], 1),
-        each([(axis.low, axis.high) for axis in geometry.axes], (0, 0)),
+        each([(axis.low, max(axis.high, 0)) for axis in geometry.axes], (0, 0)),
         window_dilation=each([axis.dilation for axis in geometry.axes], 1),
     )
 
