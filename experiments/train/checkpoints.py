@@ -21,11 +21,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments.train import metrics
-from experiments.train.step import path_of
 
 Tree = Any
 
@@ -201,38 +199,3 @@ def synchronise(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-# Arrays in one file.
-
-
-def flatten(tree: Tree) -> dict[str, np.ndarray]:
-    """The leaves of nested dictionaries by their paths, "params/stage0/conv0/kernel"."""
-    return {path_of(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def unflatten(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The reverse of flatten."""
-    tree: dict[str, Any] = {}
-    for path, leaf in arrays.items():
-        *above, name = path.split("/")
-        place = tree
-        for each in above:
-            place = place.setdefault(each, {})
-        place[name] = leaf
-    return tree
-
-
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """An .npz file, whole or not at all."""
-    beside = path.with_name(path.name + ".new")
-    with beside.open("wb") as file:
-        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-    beside.replace(path)
-
-
-def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The parameters and the model's state in initial.npz or final.npz."""
-    with np.load(path, allow_pickle=False) as file:
-        tree = unflatten(dict(file))
-    return tree.get("params", {}), tree.get("state", {})

@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from experiments.train import checkpoints, data, metrics, nonfinite, shown
+from experiments.train import checkpoints, data, metrics, nonfinite, report, shown
 from experiments.train import step as steps
 from experiments.train.models import MODELS
+from experiments.train.report import files
 from experiments.train.settings import Settings, as_dict
 
 EVALUATION_BATCH = 500
@@ -100,8 +101,10 @@ class Training:
         """One step; looks whether the one before was finite, and with `wait` whether this one is."""
         before = self.latest
         self.state, self.latest = self.step(self.state, batch)
-        if (before is not None and not before["fine"]) or (wait and not self.latest["fine"]):
+        if before is not None and not before["fine"]:
             raise NotFinite(self.rules)
+        if wait:
+            self.check()
 
     def check(self) -> None:
         """Waits for the newest step; NotFinite where it is not."""
@@ -245,8 +248,7 @@ class Run:
         self.accuracy: float | None = None  # the first training's, on the test images, at the end of an epoch
         state = first_state(plan)
         if not (folder / "initial.npz").exists():
-            initial = {"params": state.params, "state": state.state}
-            checkpoints.write_arrays(folder / "initial.npz", checkpoints.flatten(initial))
+            files.save_parameters(folder / "initial.npz", state.params, state.state)
         states = {name: jax.tree.map(jnp.array, state) for name in self.names}
         found, info, problems = self.store.restore(states)
         for problem in problems:
@@ -336,8 +338,9 @@ class Run:
         for number, training in enumerate(self.trainings):
             self.shown.logged(self.step, number, training.log(self.step, epoch))
         if agreed is not None and self.agreed is not None:
-            losses = {f"loss_{training.rules}": training.last["loss"] for training in self.trainings}
-            self.agreed.write(step=self.step, **losses, layers={name: float(value) for name, value in agreed.items()})
+            loss, automatic = (training.last["loss"] for training in self.trainings)
+            layers = {name: float(value) for name, value in agreed.items()}
+            self.agreed.write(step=self.step, loss=loss, loss_automatic=automatic, layers=layers)
 
     def _evaluate(self, epoch: int, waited: float) -> None:
         """The line of an epoch."""
@@ -388,10 +391,10 @@ class Run:
             }
             params, state = training.state.evaluated
             name = "final.npz" if number == 0 else f"final_{training.rules}.npz"
-            checkpoints.write_arrays(self.folder / name, checkpoints.flatten({"params": params, "state": state}))
+            files.save_parameters(self.folder / name, params, state)
             if number == 0:
-                predictions = {"labels": np.asarray(dataset.test.labels), "logits": logits.astype(np.float32)}
-                checkpoints.write_arrays(self.folder / "predictions.npz", predictions)
+                split, moments = dataset.test, {"mean": dataset.mean, "std": dataset.std}
+                files.save_predictions(self.folder / files.PREDICTIONS, split.images, split.labels, logits, **moments)
             assert training.lines is not None
             training.lines.write(final=True, **values)
             results[training.rules] = values
@@ -448,7 +451,7 @@ def run(settings: Settings, console: Console) -> None:
             stack.callback(going.close)
             with signals(going.stop):
                 ended = going.train()
-            if ended:
-                results = going.finish()
-        if ended:
+            results = going.finish() if ended else {}
+        if results:
             console.print(shown.table(f"{settings.model} on {settings.data}", results))
+            console.print(f"report: {report.write(folder)}", markup=False, highlight=False, soft_wrap=True)

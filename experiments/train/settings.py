@@ -175,13 +175,14 @@ def resolve(given: Mapping[str, Any], config: Path | None = None) -> Settings:
     Raises:
       ValueError: a setting is unknown or wrong, or not that of the run to be resumed.
     """
-    told = (read_toml(config) if config is not None else {}) | dict(given)
-    before = {}
+    told: dict[str, Any] = (read_toml(config) if config is not None else {}) | dict(given)
+    before: dict[str, Any] = {}
     if told.get("resume") is True and isinstance(told.get("out"), (str, Path)) and str(told["out"]):
         before = read_run(Path(told["out"]))
-    settings = Settings(**(before | {"resume": False, "overwrite": False} | told))
+    own: dict[str, Any] = {"resume": False, "overwrite": False}
+    settings = Settings(**(before | own | told))
     if before:
-        began = Settings(**(before | {"out": settings.out, "resume": False, "overwrite": False}))
+        began = Settings(**(before | own | {"out": settings.out}))
         for name, field in FIELDS.items():
             old, new = getattr(began, name), getattr(settings, name)
             if field.metadata["changes"] and old != new:

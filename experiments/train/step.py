@@ -139,8 +139,7 @@ def _matrices(params: Any) -> Any:
 
 def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
     """Bytes to numbers of mean 0 and variance 1 over the training images, a channel."""
-    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)  # pyright: ignore[reportAssignmentType]
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    return (images.astype(jnp.float32) / 255 - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
 
 
 def mirrored(images: jax.Array, mirror: jax.Array) -> jax.Array:
@@ -227,7 +226,7 @@ def make_step(
         images, labels = prepare(settings, old, batch, mean, std)
         loss, state, accuracy, grads = gradients(old.params, old.state, images, labels)
         updates, moments = update(grads, old.moments, old.params)
-        params = optax.apply_updates(old.params, updates)
+        params: Any = optax.apply_updates(old.params, updates)
         new = averaged(
             settings, old, State(old.step + 1, old.key, params, state, moments, old.average, old.failed), steps
         )

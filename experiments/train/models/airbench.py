@@ -35,8 +35,8 @@ def init(
     patch = WINDOW * WINDOW * image_shape[-1]
     inputs = 2 * patch
     keys = iter(jax.random.split(key, 2 * len(CHANNELS) + 1))
-    params = {"whiten": {"bias": jnp.zeros(inputs)}}
-    state = {"whiten": {"kernel": _both_signs(jnp.eye(patch), image_shape[-1])}}
+    params: layers.Tree = {"whiten": {"bias": jnp.zeros(inputs)}}
+    state: layers.Tree = {"whiten": {"kernel": _both_signs(jnp.eye(patch), image_shape[-1])}}
     for stage, base in enumerate(CHANNELS):
         outputs = layers.channels(base, width)
         params[f"stage{stage}"] = {
