@@ -15,7 +15,7 @@ import typer
 from jconv.comparison import layer as layers
 from jconv.comparison.forms import first_line
 from jconv.comparison.side_by_side import compare
-from jconv.explain import explain_layer
+from jconv.explanation import explain_layer
 
 LAYER_HELP = """\b
 A layer is typed as  OP SHAPE [-> OUT] kWINDOW [sSTRIDES] [pPADDING] [dDILATION] [gGROUPS] [bias] [DTYPE]

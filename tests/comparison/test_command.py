@@ -14,7 +14,7 @@ import pytest
 from jconv import cli
 from jconv.algorithms import choose
 from jconv.comparison import layer as layers
-from jconv.explain import explain_layer
+from jconv.explanation import explain_layer
 
 MODULE = "tests.comparison.rules"
 

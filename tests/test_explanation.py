@@ -8,7 +8,7 @@ import pytest
 
 import jconv
 from jconv.algorithms import choose
-from jconv.explain import explain_layer
+from jconv.explanation import explain_layer
 
 
 def shape(*lengths, dtype="float32"):
