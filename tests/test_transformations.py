@@ -1,4 +1,4 @@
-"""conv and conv_transpose under every transformation of JAX: the values are those of lax under the same one.
+"""Convolutions and poolings under every transformation of JAX: the values are those of lax under the same one.
 
 Each of FORMS turns f(x, kernel, bias) into a function of the same arrays; a test applies it to all of LAYERS twice,
 with jconv's layer and with stock JAX's, and compares.
@@ -55,11 +55,27 @@ def transposed_layer(case: Case) -> Layer:
     return Layer(ours, stock, (y, kernel, np.ones(case.channels[0])))
 
 
+def pool_layer(name: str, initial: float, operation: Callable[..., Any], divisor: int) -> Layer:
+    """A pooling of x * kernel + bias, so that it has as many arrays as the others."""
+    rng = np.random.default_rng(0)
+    x = rng.permutation(np.linspace(-2, 2, 40)).reshape(2, 10, 2)  # distinct values, apart by more than a step
+    ours = lambda x, kernel, bias: getattr(jconv, name)(x * kernel + bias, 3, 2, ((1, 2),))
+
+    def stock(x, kernel, bias):
+        x = x * kernel + bias
+        window = ((1, 3, 1), (1, 2, 1), ((0, 0), (1, 2), (0, 0)))
+        return lax.reduce_window(x, np.array(initial, x.dtype), operation, *window) / divisor
+
+    return Layer(ours, stock, (x, rng.uniform(0.9, 1.1, (10, 2)), np.array([1.0, -1.0])))
+
+
 LAYERS = {
     "dense": conv_layer(Case((6, 5), (3, 2), (2, 1), ((1, 2), (0, 1)))),
     "depthwise": conv_layer(Case((6,), (3,), 1, "SAME", kernel_dilation=2, groups=2, channels=(2, 4))),
     "channels first": conv_layer(Case((5,), (3,), padding="CIRCULAR", data_format="channels_first")),
     "transposed": transposed_layer(Case((5,), (3,), 2, ((1, 1),))),
+    "max_pool": pool_layer("max_pool", -np.inf, lax.max, 1),
+    "avg_pool": pool_layer("avg_pool", 0, lax.add, 3),
 }
 
 
@@ -214,6 +230,7 @@ def test_values_are_laxs(form):
 EAGER = ["grad", "jvp of grad", "vmap of both", "grad of scan", "grad of vmap of x", "checkpoint", "cond"]
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("form", EAGER)
 def test_values_are_laxs_in_float32_without_jit(form):
     """As users run it: x64 off, each call compiled by itself."""
