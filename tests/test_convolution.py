@@ -194,15 +194,27 @@ def test_drawn_geometries_against_jax_grad_of_lax(case, dtype):
     check_stock(case, dtype)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.stock_is_right], ids=str)
-def test_where_jax_grad_of_lax_is_wrong_the_oracle_is_the_judge(case):
-    """low padding < 0, or > dilation * (kernel - 1): XLA:CPU reads outside its input in float32 (openxla/xla#48713)."""
+def check_float32(case: Case) -> None:
+    """Value and gradients against the oracle, within the rounding errors of float32."""
     arrays = case.draw("float32")
     x, kernel, bias, g = arrays
     got = jax.device_get(jax.jit(gradients(functools.partial(jconv.conv, **case.options)))(*arrays))
     want = case.conv(x, kernel, bias), case.input_grad(g, kernel), case.kernel_grad(x, g), case.bias_grad(g)
-    for value, exact in zip(got, want):
-        np.testing.assert_allclose(value, exact, **tolerance("float32", case.terms, exact, scale=1.0))
+    for name, value, exact in zip(("y", "dx", "dkernel", "dbias"), got, want):
+        loose = tolerance("float32", case.terms, exact, scale=1.0)
+        np.testing.assert_allclose(value, exact, err_msg=f"{name} of {case!r}", **loose)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.stock_is_right], ids=str)
+def test_where_jax_grad_of_lax_is_wrong_the_oracle_is_the_judge(case):
+    """low padding < 0, or > dilation * (kernel - 1): XLA:CPU reads outside its input in float32 (openxla/xla#48713)."""
+    check_float32(case)
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_named_cases_as_users_run_them(case):
+    check_float32(case)
 
 
 # Finite differences. Second order: the derivative of each rule is again made of rules.

@@ -16,6 +16,8 @@ from jconv import reference
 from tests.cases import Case, tolerance
 from tests.pool_cases import Pool
 
+pytestmark = pytest.mark.optimised
+
 LAYERS = [
     Case((28, 28), (3, 3), padding=1, channels=(128, 128), name="dense 3x3, 2 x 28 x 28 x 128"),
     Case((56, 56), (3, 3), padding="SAME", channels=(64, 64), batch=1, name="dense 3x3, 1 x 56 x 56 x 64"),

@@ -345,6 +345,7 @@ def test_a_shared_kernel_has_one_gradient(case):
         assert equation.invars[0].aval.shape == (np.prod(images.shape[:-3]), *x.shape[1:])  # folded into the batch
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     "case",
     [
