@@ -20,7 +20,7 @@ from latex2mathml.converter import convert
 import jconv
 from jconv.algorithms import choose
 from jconv.comparison import layer as layers
-from jconv.explain import explain_layer
+from jconv.explanation import explain_layer
 
 FENCE = re.compile(r"^```(source|table|math)\n(.*?)\n```$", re.DOTALL | re.MULTILINE)
 
