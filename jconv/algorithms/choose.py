@@ -76,6 +76,7 @@ def _compute(
 _inner = functools.partial(_compute, "convolve")
 _inner_kernel_grad = functools.partial(_compute, "kernel_grad")
 
+MOST_PATCHES = 1 << 21  # elements of one example's patches up to which a few examples are computed at a time
 FEW = 16  # channels of a group, in and out, up to which its patches and one product beat a lax convolution
 
 
@@ -232,11 +233,16 @@ def _run(
     platform: str,
 ) -> jax.Array:
     """One product of operands without examples axis; for "convolve" rhs is the kernel, for "kernel_grad" it is g."""
+    lhs, rhs, total = _widened(lhs, rhs, dtype, platform)
+    return _compute(product, lhs, rhs, geometry, precision, total, algorithm, platform).astype(dtype)
+
+
+def _widened(lhs: jax.Array, rhs: jax.Array, dtype: Any, platform: str) -> tuple[jax.Array, jax.Array, Any]:
+    """The operands as they are multiplied, and the dtype of the sums, for a result of `dtype`."""
     operand = jnp.promote_types(lhs.dtype, rhs.dtype)
     widened, total = _wide(jnp.promote_types(operand, dtype) if jnp.issubdtype(dtype, jnp.inexact) else dtype, platform)
     operand = operand if widened is None else widened
-    lhs, rhs = lhs.astype(operand), rhs.astype(operand)
-    return _compute(product, lhs, rhs, geometry, precision, total, algorithm, platform).astype(dtype)
+    return lhs.astype(operand), rhs.astype(operand), total
 
 
 def _each(run: Callable[..., jax.Array], lhs: jax.Array, rhs: jax.Array, examples: bool) -> jax.Array:
@@ -283,6 +289,8 @@ def kernel_grad(
         wide = dataclasses.replace(geometry, groups=size * groups)
         dw = _run("kernel_grad", _merge(x), _merge(g), wide, precision, dtype, "lax", platform)
         return jnp.moveaxis(dw.reshape(*dw.shape[:-1], size, dw.shape[-1] // size), -2, 0)
+    if examples and algorithm[1] in ("auto", "patches") and _few_at_a_time(x, g, geometry, dtype):
+        return _kernel_grads(x, g, geometry, precision, dtype, platform)
     run = functools.partial(
         _run,
         "kernel_grad",
@@ -293,6 +301,26 @@ def kernel_grad(
         platform=platform,
     )
     return _each(run, x, g, examples)
+
+
+def _few_at_a_time(x: jax.Array, g: jax.Array, geometry: Geometry, dtype: Any) -> bool:
+    """Whether each example's patches are so few that a batched product of several examples runs from cache."""
+    batch = x.shape[1]
+    problem = product_problem("kernel_grad", geometry, batch, x.shape[-1], g.shape[-1], dtype)
+    if not (isinstance(batch, int) and problem.real and patches.applies(problem.geometry)) or 0 in (*x.shape, *g.shape):
+        return False
+    return batch * math.prod(geometry.output) * geometry.taps * x.shape[-1] <= MOST_PATCHES
+
+
+def _kernel_grads(
+    x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any, platform: str
+) -> jax.Array:
+    """The kernel gradient of each example, of a few at a time."""
+    examples, batch = x.shape[:2]
+    x, g, total = _widened(x, g, dtype, platform)
+    x, geometry = windows.crop(x.reshape(-1, *x.shape[2:]), geometry)
+    x = x.reshape(examples, batch, *x.shape[1:])
+    return patches.kernel_grads(x, g, geometry, precision, total).astype(dtype)
 
 
 def _merge(array: jax.Array) -> jax.Array:

@@ -21,6 +21,7 @@ from jconv.algorithms import windows
 from jconv.geometry import Geometry
 
 CHUNK_BYTES = 4 << 20  # patches held at once
+EXAMPLES_BYTES = 6 << 20  # patches of examples whose kernel gradients are one batched product
 MOST_TAPS = 128  # copies that one program spells out
 CHANNELS_LAST = 4  # channels from which a copy runs along them
 
@@ -78,6 +79,38 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     else:
         dw = _accumulate(run, _split(x, images), _split(g, images), (geometry.taps * channels, out), dtype)
     return dw.reshape(*geometry.window, channels, out)
+
+
+def kernel_grads(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
+    """The kernel gradient of each of x (examples, batch, *input, in): of a few at a time, as one batched product.
+
+    g comes first, as XLA:CPU's batched product wants it: 3.4 ms in place of 5.0 for 64 examples of 32 x 32 x 16.
+    """
+    examples, batch, channels, out = x.shape[0], x.shape[1], x.shape[-1], g.shape[-1]
+    each = geometry.taps * channels * math.prod(geometry.output) * x.dtype.itemsize
+
+    # An axis of length 1 would come to stand first in XLA's layout, and cost a copy of x and g.
+    x, g = (a.reshape(-1, *a.shape[2:]) if batch == 1 else a for a in (x, g))
+
+    def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+        columns, side = _patches(
+            windows.pad(pair[0].reshape(batch, *x.shape[-geometry.rank - 1 :]), geometry), geometry
+        )
+        sides = (((0,), (1 - side,)), ((), ()))
+        flat = pair[1].reshape(-1, out)
+        return lax.dot_general(flat, columns, sides, precision=precision, preferred_element_type=dtype)
+
+    dw = lax.map(one, (x, g), batch_size=_at_once(examples, batch * each))  # (examples, out, taps * in)
+    return dw.swapaxes(1, 2).reshape(examples, *geometry.window, channels, out)
+
+
+def _at_once(examples: Any, bytes_each: int) -> int | None:
+    """How many examples' patches are held at once: a divisor of all if there is a large one, else the rest are left."""
+    if not isinstance(examples, int):  # symbolic, in an export
+        return None
+    most = max(1, min(examples, EXAMPLES_BYTES // max(1, bytes_each)))
+    divisor = max(n for n in range(1, most + 1) if examples % n == 0)
+    return divisor if 2 * divisor > most else most
 
 
 def _accumulate(
