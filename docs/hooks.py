@@ -121,9 +121,27 @@ def public() -> str:
     return _rows(("name", "what it is"), rows)
 
 
+def settings() -> str:
+    """Every setting of experiments.train, as its command and its TOML files take it."""
+    from experiments.train.settings import FIELDS
+
+    rows = []
+    for name, field in FIELDS.items():
+        default = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+        choices = ", ".join(f"`{choice}`" for choice in field.metadata["choices"])
+        text = field.metadata["help"] + (f" One of {choices}." if choices else "")
+        rows.append((f"`--{name.replace('_', '-')}`", text, f"`{default}`" if default else ""))
+    return _rows(("setting", "what it is", "default"), rows)
+
+
 def _code(line: str) -> str:
     return line.replace("|", "&#124;").replace("<", "&lt;").replace("*", "\\*")
 
 
-TABLES: dict[str, Callable[[], str]] = {"algorithms": algorithms, "chosen": chosen, "public": public}
+TABLES: dict[str, Callable[[], str]] = {
+    "algorithms": algorithms,
+    "chosen": chosen,
+    "public": public,
+    "settings": settings,
+}
 FENCES: dict[str, Callable[[str], str]] = {"source": source, "table": lambda name: TABLES[name](), "math": math}

@@ -61,7 +61,7 @@ def _pictures(run: Run) -> tuple[list[page.Picture], list[str]]:
     if run.agreement is not None and len(run.agreement.steps):
         caption = (
             "|g - h| / |h| of each parameter's gradient, g by the hand-written rules and h by jax, at the hand-written "
-            "run's parameters, by step (0 is not drawn); below it the losses of the two runs, in which rounding grows."
+            "run's parameters, by step; below it the losses of the two runs, in which differences of rounding grow."
         )
         add("agreement.png", "Agreement of the two rules", caption, plots.agreement(run.agreement))
     if run.predictions is None:
@@ -76,7 +76,9 @@ def _pictures(run: Run) -> tuple[list[page.Picture], list[str]]:
         caption = "Rows: what an image is. Columns: what it was taken for. The redder, the larger a share of its class."
         add("confusion.png", "Confusion matrix", caption, plots.confusion(run.predictions, run.classes))
         if len(run.predictions.mistakes()):
-            caption = "The model was most certain of these, and wrong: what it saw, its probability, and what it is."
+            caption = (
+                "To what these are the model gave the least probability: its answer, with its share, and what it is."
+            )
             add("mistakes.png", "The worst mistakes", caption, plots.mistakes(run.predictions, run.classes))
         else:
             notes.append("The model made no mistake on the test images.")

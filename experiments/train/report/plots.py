@@ -18,7 +18,7 @@ from jconv.comparison.picture import COLOURS, NAMES
 WIDTH = 7.0  # inches
 KERNELS, MAPS = 64, 8  # shown of a layer: kernels, and channels of an output
 NUMBERED = 12  # classes up to which a confusion matrix has numbers in it
-NAMED = 8  # layers up to which each curve of agreement has its name
+NAMED = 12  # layers up to which each curve of agreement has its name
 
 
 def curves(log: Log, automatic: Log | None = None) -> Figure:
@@ -130,8 +130,14 @@ def agreement(found: Agreement) -> Figure:
     figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     shades = colormaps["viridis"](np.linspace(0, 0.92, max(len(found.layers), 1)))
+    floor = _floor(found.layers.values())
     for (name, values), shade in zip(found.layers.items(), shades, strict=False):
-        above.plot(found.steps, _positive(values), color=shade, linewidth=1.2, alpha=0.85, label=_short(name))
+        drawn = np.where(values == 0, floor, values)
+        above.plot(found.steps, drawn, color=shade, linewidth=1.2, alpha=0.85, label=_short(name))
+    if any((values == 0).any() for values in found.layers.values()):
+        above.axhline(floor, color="0.8", linewidth=0.8, zorder=0)
+        words, place = "0: bit for bit alike ", above.get_yaxis_transform()
+        above.text(1, floor, words, transform=place, ha="right", va="bottom", fontsize="x-small", color="0.4")
     if named:
         figure.legend(*above.get_legend_handles_labels(), fontsize="x-small", ncols=2, loc="outside upper center")
     else:
@@ -147,6 +153,12 @@ def agreement(found: Agreement) -> Figure:
     below.set(yscale="log", title="Losses of the two runs", ylabel="relative difference", xlabel="step")
     _grid((above, below))
     return figure
+
+
+def _floor(curves: Iterable[np.ndarray]) -> float:
+    """Where 0 is drawn on a logarithmic scale: a third of the least difference that is none."""
+    seen = [values[values > 0].min() for values in curves if (values > 0).any()]
+    return min(seen) / 3 if seen else 1e-9
 
 
 def _positive(values: np.ndarray) -> np.ndarray:

@@ -192,7 +192,19 @@ def test_agreement_has_one_curve_a_parameter(count):
     above, below = figure.axes[:2]
     assert [line.get_ydata()[0] for line in above.lines] == pytest.approx([1e-7 * (i + 1) for i in range(count)])
     np.testing.assert_allclose(below.lines[0].get_ydata(), 1e-6 / (1.0 / steps + 1e-6))
+    assert not above.texts
     assert bool(figure.legends) == (count <= plots.NAMED) and len(figure.axes) == (2 if count <= plots.NAMED else 3)
+    figure.canvas.draw()
+
+
+def test_gradients_that_are_alike_are_drawn_as_0():
+    steps = np.arange(1, 4)
+    found = files.Agreement(steps, 1.0 / steps, 1.0 / steps, {"a": np.zeros(3), "b": np.array([3e-7, 0, 6e-7])})
+    figure = plots.agreement(found)
+    alike, other = figure.axes[0].lines[:2]
+    np.testing.assert_allclose(alike.get_ydata(), 1e-7)
+    np.testing.assert_allclose(other.get_ydata(), [3e-7, 1e-7, 6e-7])
+    assert figure.axes[0].texts[0].get_text().startswith("0: bit for bit")
     figure.canvas.draw()
 
 
