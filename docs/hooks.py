@@ -1,6 +1,7 @@
 """What mkdocs does with a page's fences before it makes HTML of it.
 
     ```source NAME```      the source of an object, as it is in the code: jconv.rules._conv_bwd
+    ```excerpt MODULE TEXT```  a module's source from the first line that begins with the text to its end
     ```table NAME```       a table made from the code: one of TABLES
     ```math FORMULA```     LaTeX, turned into MathML, which browsers draw without a script
 A page can therefore not say of the code what is no longer so.
@@ -22,7 +23,7 @@ from jconv.algorithms import choose
 from jconv.comparison import layer as layers
 from jconv.explanation import explain_layer
 
-FENCE = re.compile(r"^```(source|table|math)\n(.*?)\n```$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^```(source|excerpt|table|math)\n(.*?)\n```$", re.DOTALL | re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -50,6 +51,16 @@ def source(names: str) -> str:
     code = "\n\n".join(textwrap.dedent(inspect.getsource(each)).strip() for each in objects)
     module = objects[0].__module__.replace(".", "/")
     return f'```python\n{code}\n```\n<p class="source-of">From <code>{module}.py</code>.</p>'
+
+
+def excerpt(names: str) -> str:
+    """The end of a module, from the first line that begins with a text."""
+    name, begin = names.split(maxsplit=1)
+    found = resolve(name)
+    lines = inspect.getsource(found).splitlines()
+    (first, *_) = [number for number, line in enumerate(lines) if line.startswith(begin)]
+    code = "\n".join(lines[first:]).strip()
+    return f'```python\n{code}\n```\n<p class="source-of">From <code>{name.replace(".", "/")}.py</code>.</p>'
 
 
 def math(formula: str) -> str:
@@ -144,4 +155,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "public": public,
     "settings": settings,
 }
-FENCES: dict[str, Callable[[str], str]] = {"source": source, "table": lambda name: TABLES[name](), "math": math}
+FENCES: dict[str, Callable[[str], str]] = {
+    "source": source,
+    "excerpt": excerpt,
+    "table": lambda name: TABLES[name](),
+    "math": math,
+}

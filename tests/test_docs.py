@@ -212,7 +212,12 @@ def test_pages_made_of_the_code(site):
     assert all(row.reason in re.sub(r"\s+", " ", algorithms) for row in choose.TABLE)
     backward = (site / "backward.html").read_text(encoding="utf-8")
     assert backward.count("<math") == sum(b.language == "math" for b in blocks(DOCS / "backward.md")) >= 6
-    assert "_conv_bwd" in backward and "<code>source" not in backward
+    assert "_conv_bwd" in backward
+    assert "input_grad,  # <convolve(u, w), g> = <u, input_grad(g, w)>" in "".join(Links(site / "backward.html").words)
+    from experiments.train.settings import FIELDS
+
+    training = " ".join(Links(site / "training.html").words)
+    assert all(f"--{name.replace('_', '-')}" in training for name in FIELDS)
     for name in NAMES:
         assert "```" not in (site / name).with_suffix(".html").read_text(encoding="utf-8"), name
 
