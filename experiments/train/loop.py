@@ -33,8 +33,8 @@ from experiments.train.settings import Settings, as_dict
 
 EVALUATION_BATCH = 500
 FILES = (  # what a run writes, and --overwrite removes
-    *("settings.json", "classes.json", "metrics.jsonl", "metrics_automatic.jsonl", "agreement.jsonl", "checkpoints"),
-    *("initial.npz", "final.npz", "final_automatic.npz", "predictions.npz", "report.html"),
+    *("settings.json", "classes.json", "images.json", "metrics.jsonl", "metrics_automatic.jsonl", "agreement.jsonl"),
+    *("checkpoints", "initial.npz", "final.npz", "final_automatic.npz", "predictions.npz", "report.html"),
 )
 
 
@@ -444,6 +444,8 @@ def run(settings: Settings, console: Console) -> None:
             folder / "settings.json", (json.dumps(dict(as_dict(settings)) | kept, indent=1) + "\n").encode()
         )
         metrics.write_whole(folder / "classes.json", (json.dumps(list(dataset.classes)) + "\n").encode())
+        images = {"shape": dataset.train.images.shape[1:], "mean": dataset.mean, "std": dataset.std}
+        metrics.write_whole(folder / "images.json", (json.dumps(images) + "\n").encode())
         for line in (*dataset.notes, *([data.describe(dataset.problems)] if dataset.problems else [])):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         with contextlib.ExitStack() as stack:

@@ -108,6 +108,6 @@ def apply(
         new[name] = n
     with jax.named_scope("dense"):
         window = tuple(min(3, size) for size in x.shape[1:3])
-        x = jconv.max_pool(x, window, window).reshape(len(x), -1)
+        x = jconv.max_pool(x, window, window).reshape(x.shape[0], -1)
         logits = x @ params["dense"]["kernel"].astype(dtype) * HEAD_SCALE
     return logits.astype(jnp.float32), new if train else state

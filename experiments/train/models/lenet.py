@@ -51,7 +51,7 @@ def apply(
         with jax.named_scope(f"conv{number}"):
             x = jconv.max_pool(jax.nn.relu(layers.conv(params[f"conv{number}"], x)), 2, 2)
             x = checkpoint_name(x, "block")
-    x = x.reshape(len(x), -1)
+    x = x.reshape(x.shape[0], -1)
     for number in range(len(HIDDEN) + 1):
         with jax.named_scope(f"dense{number}"):
             x = layers.dense(params[f"dense{number}"], x if number == 0 else jax.nn.relu(x))
