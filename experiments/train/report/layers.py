@@ -45,17 +45,23 @@ def convolutions(apply: Callable[[Any, Any], Any], variables: Any, images: Any) 
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
     }
-    return [
-        Layer(_name(np.asarray(kernel), named, number), np.asarray(kernel), np.asarray(output))
-        for number, (kernel, output) in enumerate(found, start=1)
-    ]
+    kernels = [np.asarray(kernel) for kernel, _ in found]
+    names = _names(kernels, named)
+    return [Layer(name, kernel, np.asarray(output)) for name, kernel, (_, output) in zip(names, kernels, found)]
 
 
-def _name(kernel: np.ndarray, named: Mapping[str, np.ndarray], number: int) -> str:
-    for name, array in named.items():
-        if array.shape == kernel.shape and np.array_equal(array.astype(kernel.dtype), kernel):
-            return name.removeprefix("params/").removesuffix("/kernel")
-    return f"convolution {number}"
+def _names(kernels: list[np.ndarray], named: Mapping[str, np.ndarray]) -> list[str]:
+    """Of each kernel the variable that it is; among equal ones, as before any training, the first that is left."""
+    names, used = [], set()
+    for number, kernel in enumerate(kernels, start=1):
+        alike = [
+            n for n, a in named.items() if a.shape == kernel.shape and np.array_equal(a.astype(kernel.dtype), kernel)
+        ]
+        left = [name for name in alike if name not in used] or alike
+        used.update(left[:1])
+        name = left[0] if left else f"convolution {number}"
+        names.append(name.removeprefix("params/").removeprefix("state/").removesuffix("/kernel"))
+    return names
 
 
 def _run(jaxpr: Jaxpr, consts: Any, arguments: Any, found: list[tuple[Any, Any]]) -> list[Any]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 import jconv
 from experiments.train import report
+from experiments.train.models import MODELS
 from experiments.train.report import files, layers, plots, table
 from tests.experiments.train import runs
 
@@ -251,6 +252,29 @@ def test_a_kernel_that_is_computed_has_a_number():
     (found,) = layers.convolutions(apply, {"kernel": kernel}, jnp.ones((1, 5, 5, 3)))
     assert found.name == "convolution 1"
     np.testing.assert_allclose(found.kernel, kernel - kernel.mean(), atol=1e-6)
+
+
+def test_equal_kernels_have_names_of_their_own():
+    kernels = {
+        "params": {"a": jnp.ones((1, 1, 3, 3)), "b": jnp.ones((1, 1, 3, 3))},
+        "state": {"c": jnp.zeros((1, 1, 3, 3))},
+    }
+    apply = lambda v, x: jconv.conv(
+        jconv.conv(jconv.conv(x, v["params"]["a"]), v["params"]["b"]), v["state"]["c"]
+    ).sum()
+    found = layers.convolutions(apply, kernels, jnp.ones((1, 5, 5, 3)))
+    assert [layer.name for layer in found] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_first_layer_of_every_model_sees_the_image(name):
+    model, shape = MODELS[name], (32, 32, 3)
+    params, state = jax.eval_shape(lambda: model.init(jax.random.key(0), shape, 10, width=0.25))
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), {"params": params, "state": state})
+    apply = lambda v, x: model.apply(v["params"], v["state"], x, train=False)[0]
+    found = layers.convolutions(apply, zeros, np.zeros((1, *shape), np.float32))
+    assert found[0].kernel.ndim == 4 and found[0].kernel.shape[2] == 3
+    assert len({layer.name for layer in found}) == len(found) >= 2
 
 
 def test_layers_are_spread():
