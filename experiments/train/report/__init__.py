@@ -54,7 +54,7 @@ def _pictures(run: Run) -> tuple[list[page.Picture], list[str]]:
     both = run.automatic is not None
     if run.log.steps:
         caption = "By step; a training batch's values are averaged over a fiftieth of the run."
-        caption += " The thin curves, of the rules that jax derives, lie upon the thick ones." if both else ""
+        caption += " The thin curves, of the rules that jax derives, are drawn upon the thick ones." if both else ""
         add("curves.png", "Curves", caption, plots.curves(run.log, run.automatic))
     else:
         notes.append("No step was logged, so there are no curves.")

@@ -56,6 +56,9 @@ def curves(log: Log, automatic: Log | None = None) -> Figure:
     losses = np.concatenate([log.column("loss"), log.column("test_loss", "epochs")])
     if (losses[np.isfinite(losses)] > 0).all():
         panels[0].set_yscale("log")
+        if np.nanmax(losses) < 10 * np.nanmin(losses):  # within a decade plain numbers read better than powers of ten
+            panels[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            panels[0].yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     panels[0].set(title="Loss", ylabel="cross-entropy")
     panels[1].set(title="Accuracy", ylim=(None, 1.005))
     panels[1].yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
