@@ -54,9 +54,10 @@ def curves(log: Log, automatic: Log | None = None) -> Figure:
                 label=f"{label} test".strip(),
             )
     losses = np.concatenate([log.column("loss"), log.column("test_loss", "epochs")])
-    if (losses[np.isfinite(losses)] > 0).all():
+    losses = losses[np.isfinite(losses)]
+    if losses.size and losses.min() > 0:
         panels[0].set_yscale("log")
-        if np.nanmax(losses) < 10 * np.nanmin(losses):  # within a decade plain numbers read better than powers of ten
+        if losses.max() < 10 * losses.min():  # within a decade plain numbers read better than powers of ten
             panels[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             panels[0].yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     panels[0].set(title="Loss", ylabel="cross-entropy")

@@ -172,6 +172,13 @@ def test_curves_are_those_of_the_log(both):
     assert len(accuracy.lines) == 4
 
 
+@pytest.mark.parametrize(("losses", "ticks"), [([2.5, 2.0, 1.5], "2"), ([100.0, 1.0, 0.1], None)])
+def test_a_loss_within_a_decade_has_plain_ticks(losses, ticks):
+    log = files.Log(tuple({"step": n, "loss": loss} for n, loss in enumerate(losses)), (), None)
+    axis = plots.curves(log).axes[0].yaxis
+    assert (axis.get_minor_formatter()(2.0, 0) == "2") == (ticks == "2")
+
+
 def test_a_long_curve_is_smoothed_and_stays_in_place():
     values = np.arange(1000.0) + np.where(np.arange(1000) % 2, 5, -5)
     smooth = plots._smooth(values)
