@@ -456,4 +456,5 @@ def run(settings: Settings, console: Console) -> None:
             results = going.finish() if ended else {}
         if results:
             console.print(shown.table(f"{settings.model} on {settings.data}", results))
+        if results and settings.report:
             console.print(f"report: {report.write(folder)}", markup=False, highlight=False, soft_wrap=True)

@@ -87,6 +87,7 @@ class Settings:
         500, "Steps between two checkpoints; there is one an epoch too.", low=1, changes=False
     )
     keep: int = _setting(3, "Last checkpoints that are kept, beside the best.", low=1, changes=False)
+    report: bool = _setting(True, "Make the pictures and report.html at the end.", changes=False)
     resume: bool = _setting(False, "Go on from what is in the folder.", changes=False)
     overwrite: bool = _setting(False, "Replace the run that is in the folder.", changes=False)
 
@@ -182,7 +183,8 @@ def resolve(given: Mapping[str, Any], config: Path | None = None) -> Settings:
     own: dict[str, Any] = {"resume": False, "overwrite": False}
     settings = Settings(**(before | own | told))
     if before:
-        began = Settings(**(before | own | {"out": settings.out}))
+        first: dict[str, Any] = before | own | {"out": settings.out}
+        began = Settings(**first)
         for name, field in FIELDS.items():
             old, new = getattr(began, name), getattr(settings, name)
             if field.metadata["changes"] and old != new:
