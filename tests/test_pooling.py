@@ -1,4 +1,4 @@
-"""Pooling against the oracle, against jax.grad of lax where that is right, and against finite differences.
+"""Pooling against the oracle, and against jax.grad of lax where that is right; derivatives: test_pool_derivatives.py.
 
 `make test` runs the named cases of tests/pool_cases.py and GEOMETRIES drawn ones, the same at every run.
 """
@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.test_util import check_grads
 
 import jconv
 from jconv import reference
@@ -209,67 +208,6 @@ def test_against_jax_grad_of_lax(case):
         for a, b in zip(got, want):
             finite = np.where(np.isfinite(b), b, 0)  # -inf of a window wholly in the padding
             np.testing.assert_allclose(a, b, **tolerance("float32", case.terms, finite))
-
-
-# Derivatives of every order and mode.
-
-DERIVED = {
-    "max_pool": lambda x: jconv.max_pool(x, (3, 2), (2, 1), 1),
-    "min_pool, dilated": lambda x: jconv.min_pool(x, (2, 2), 1, 1, window_dilation=2),
-    "max_pool, circular": lambda x: jconv.max_pool(x, (2, 2), 2, "CIRCULAR"),
-    "max_pool, channels first": lambda x: jconv.max_pool(x, (2, 1), 2, data_format="channels_first"),
-    "sum_pool": lambda x: jconv.sum_pool(x, (3, 2), (2, 1), 1),
-    "avg_pool": lambda x: jconv.avg_pool(x, (3, 3), 2, 1, count_include_pad=False, ceil_mode=True),
-    "lp_pool 2": lambda x: jconv.lp_pool(x, 2, (3, 2), 1, 1),
-    "lp_pool 3": lambda x: jconv.lp_pool(x, 3, (3, 2), 2),
-    "lp_pool inf": lambda x: jconv.lp_pool(x, math.inf, (3, 2), 2),
-    "adaptive_max_pool": lambda x: jconv.adaptive_max_pool(x, (3, 2)),
-    "adaptive_avg_pool": lambda x: jconv.adaptive_avg_pool(x, (3, 7)),
-    "global_max_pool": jconv.global_max_pool,
-    "global_avg_pool": jconv.global_avg_pool,
-    "max_unpool": lambda x: jconv.max_unpool(x, jnp.asarray(UNPOOLED), (9, 8)),
-    "unfold": lambda x: jconv.unfold(x, (3, 2), strides=(2, 1), padding=1),
-    "fold": lambda x: jconv.fold(x, (6, 5), (2, 1), padding=((0, 1), (0, 0))),
-}
-UNPOOLED = np.random.default_rng(3).permuted(np.tile(np.arange(60)[:, None], (2, 1, 2)).reshape(2, 60, 2), axis=1)
-UNPOOLED = UNPOOLED[:, :30].reshape(2, 6, 5, 2)
-X = np.random.default_rng(0).permutation(np.linspace(0.5, 2.5, 120)).reshape(2, 6, 5, 2) * np.where(
-    np.arange(120).reshape(2, 6, 5, 2) % 3, 1, -1
-)
-
-
-@pytest.mark.parametrize("name", DERIVED)
-def test_finite_differences(name, x64):
-    """Order 2, reverse and forward; values are 0.016 apart, and the step is 1e-5."""
-    check_grads(DERIVED[name], (jnp.asarray(X),), order=2, modes=("rev", "fwd"), eps=1e-5, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", DERIVED)
-def test_transformations(name, x64):
-    """jit, vmap, jvp, jacobians, hessian, checkpoint and scan all say the same."""
-    f, x = DERIVED[name], jnp.asarray(X)
-    loss = lambda x: jnp.sum(jnp.sin(f(x)))
-    grad = jax.grad(loss)(x)
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
-    close(jax.jit(jax.grad(loss))(x), grad)
-    close(jax.grad(jax.checkpoint(loss))(x), grad)
-    v = jnp.asarray(np.random.default_rng(1).normal(size=x.shape))
-    slope = jnp.vdot(grad, v)
-    close(jax.jvp(loss, (x,), (v,))[1], slope)
-    close(jax.jvp(jax.grad(loss), (x,), (v,))[1], jax.grad(lambda x: jnp.vdot(jax.grad(loss)(x), v))(x))
-    pair = jnp.stack([x, -x, v])
-    if name == "max_unpool":
-        f = lambda y: jconv.max_unpool(y, jnp.asarray(UNPOOLED), (9, 8))
-    close(jax.vmap(f)(pair), jnp.stack([f(a) for a in pair]))
-    close(jax.vmap(jax.grad(loss), 1, 1)(pair.swapaxes(0, 1)), jnp.stack([jax.grad(loss)(a) for a in pair], 1))
-    close(jax.grad(lambda a: jax.vmap(loss)(a).sum())(pair), jnp.stack([jax.grad(loss)(a) for a in pair]))
-    close(lax.scan(lambda c, a: (c, jax.grad(loss)(a)), 0.0, pair)[1], jnp.stack([jax.grad(loss)(a) for a in pair]))
-    line = lambda s: loss(x + jnp.tensordot(s, pair[1:], 1) * 1e-3)
-    s = jnp.zeros(2)
-    close(jax.jacrev(line)(s), jax.jacfwd(line)(s), atol=1e-12)
-    close(jax.hessian(line)(s), jax.jacrev(jax.jacrev(line))(s), atol=1e-12)
-    linear = jax.linearize(f, x)[1](v)
-    close(linear, jax.jvp(f, (x,), (v,))[1])
 
 
 def test_jax_grad_runs_the_hand_written_pieces():
