@@ -23,7 +23,10 @@ SAMPLE_SECONDS = 1e-3  # one timing is of as many calls as take this long
 # 3x3 on 8 x 8 x 4 takes stock JAX 0.10 ms straight after PyTorch and 0.05 ms without. So every timing of a fast call is
 # preceded by this long of the same call, untimed. With that, PyTorch in the same process changes no time by more than
 # the noise: a 3x3 of 8 x 56 x 56 x 64 takes 19 to 20 ms in stock JAX with PyTorch beside it and without.
+# But while they spin, a call on all cores gets one core less: the same program took 1.4 times as long straight after
+# PyTorch as straight after JAX (4 x 1 x 32000, 80 taps, 2 cores). So each contestant waits until they have gone to sleep.
 SETTLE_SECONDS = 2e-3
+SPIN_SECONDS = 2e-2
 
 
 def compile_program(function: Callable[..., Any], operands: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
@@ -103,6 +106,7 @@ def interleaved(calls: dict[str, Call], warm_seconds: dict[str, float], repeats:
             for name, call in calls.items():
                 if this_round < wanted[name]:
                     each = max(warm_seconds[name], 1e-6)
+                    time.sleep(SPIN_SECONDS)
                     if each < 10 * SETTLE_SECONDS:
                         seconds_of(call, min(100, int(SETTLE_SECONDS / each) + 1))
                     times[name].append(seconds_of(call, min(100, int(SAMPLE_SECONDS / each) + 1)))
