@@ -14,7 +14,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jconv.algorithms import columns, grouped, lax_conv, matmul, patches, phases, shifts, slices, taps, windows
+from jconv.algorithms import (
+    columns,
+    cost,
+    grouped,
+    lax_conv,
+    matmul,
+    patches,
+    phases,
+    shifts,
+    slices,
+    taps,
+    windows,
+    winograd,
+)
 from jconv.geometry import Geometry
 
 PRODUCTS = ("forward", "kernel_grad", "input_grad")
@@ -90,6 +103,25 @@ def _mostly_inside(problem: Problem) -> bool:
     return shifts.share_inside(problem.geometry) > (0.82 if problem.product == "convolve" else 0.85)
 
 
+FEWEST = 48  # channels below which Winograd's sums cost more than the multiplications that they save
+LARGEST_FORMS = 8 << 20
+LEAST_SECONDS = 5e-4  # of a lax convolution from which a program that takes half a second longer to compile is worth it
+
+
+def _winograd_wins(problem: Problem) -> bool:
+    """By the cost model, with some room for what it does not know; in float32, where its rounding is like lax's."""
+    sizes = (problem.batch, problem.geometry, problem.channels, problem.out)
+    tiles = winograd.tiles(problem.geometry)
+    if problem.product == "convolve":
+        ours, lax_seconds = cost.winograd(*sizes, tiles), cost.lax_convolve(*sizes)
+    else:
+        ours, lax_seconds = cost.winograd_kernel_grad(*sizes, tiles), cost.lax_kernel_grad(*sizes)
+    forms = 64 * problem.channels * problem.out  # bytes: too many to keep beside those of the input gradient
+    fits = problem.product == "convolve" or forms <= LARGEST_FORMS
+    fits &= min(problem.channels, problem.out) >= FEWEST
+    return problem.dtype == jnp.float32 and fits and max(LEAST_SECONDS, 1.15 * ours) < lax_seconds
+
+
 TABLE = (
     Row(
         "matmul",
@@ -143,6 +175,14 @@ TABLE = (
         "groups of some channels: one dense convolution a group, from cache",
         convolve=functools.partial(grouped.convolve, inner=functools.partial(_one_group, "convolve")),
         kernel_grad=functools.partial(grouped.kernel_grad, inner=functools.partial(_one_group, "kernel_grad")),
+    ),
+    Row(
+        "winograd",
+        lambda p: p.real and winograd.applies(p.geometry),
+        _winograd_wins,
+        "3x3: fewer multiplications, as independent matrix products",
+        convolve=winograd.convolve,
+        kernel_grad=winograd.kernel_grad,
     ),
     Row(
         "shifts",

@@ -18,6 +18,10 @@ from jax import lax
 from jconv.geometry import Axis, Geometry
 
 
+TRANSPOSED = 64  # channels of x or g from which x is transposed before a product over its rows
+SMALL = 1 << 14  # elements of x below which it is not worth a pass
+
+
 def applies(geometry: Geometry) -> bool:
     return all(_tiles(axis) for axis in geometry.axes)
 
@@ -77,12 +81,24 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     patches = _patches(x, geometry).reshape(-1, groups, geometry.taps * channels // groups)
     g = g.reshape(-1, groups, out // groups)
     if groups == 1:
-        dw = lax.dot_general(
-            patches[:, 0], g[:, 0], (((0,), (0,)), ((), ())), precision=precision, preferred_element_type=dtype
-        )
+        dw = transposed_product(patches[:, 0], g[:, 0], precision, dtype)
     else:
         dw = jnp.einsum("ngc,ngo->cgo", patches, g, precision=precision, preferred_element_type=dtype)
     return dw.reshape(*geometry.window, channels // groups, out)
+
+
+def transposed_product(x: jax.Array, g: jax.Array, precision: Any, dtype: Any) -> jax.Array:
+    """x^T g, for x (rows, in) and g (rows, out).
+
+    XLA:CPU runs a product over the first axis of both operands at half the rate of one of rows with columns. So x is
+    written out transposed first, behind a barrier, or XLA would fold it into the product again.
+    """
+    rows, channels = x.shape
+    if channels < TRANSPOSED and g.shape[1] < TRANSPOSED or not isinstance(rows, int) or rows * channels < SMALL:
+        sides = (((0,), (0,)), ((), ()))
+        return lax.dot_general(x, g, sides, precision=precision, preferred_element_type=dtype)
+    columns = lax.optimization_barrier(x.T)
+    return lax.dot_general(columns, g, (((1,), (0,)), ((), ())), precision=precision, preferred_element_type=dtype)
 
 
 def convolve_spread(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:

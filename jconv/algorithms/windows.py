@@ -1,12 +1,13 @@
 """Moving data for the algorithms: crop, pad, the input under one tap, the turned kernel."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from jconv.geometry import Axis, Geometry, dilated
 
@@ -65,3 +66,12 @@ def images_at_once(batch: Any, bytes_each: int, most_bytes: int) -> int | None:
     if not isinstance(batch, int) or batch * bytes_each <= most_bytes or batch == 1:
         return None
     return max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * bytes_each <= most_bytes))
+
+
+def apart(function: Callable[..., Any], *arrays: Any) -> Any:
+    """function(*arrays) as a call that XLA does not inline: its operands and results are arrays in memory.
+
+    XLA:CPU would else compute an operand again in each sum that reads it, and the last step of a result in each loop
+    that uses it; lax.optimization_barrier is gone before it decides what to fuse.
+    """
+    return set_xla_metadata(jax.jit(function)(*arrays), inlineable="false")
