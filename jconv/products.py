@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from jconv import _jax
 from jconv._sharding import Split
-from jconv.algorithms import choose
+from jconv.algorithms import choose, matmul, windows
 from jconv.geometry import Geometry
 
 Array = jax.Array
@@ -268,3 +268,44 @@ _define(
     convolve,  # <input_grad(y, w), u> = <y, convolve(u, w)>
     kernel_grad,  # <input_grad(g, v), u> = <v, kernel_grad(u, g)>
 )
+
+
+# The bias. XLA:CPU writes a product of rows, reshaped to the shape of images, once more where the bias is added: a fusion
+# that reads one shape and writes another cannot write in place. Added to the rows, in a call of its own, it can.
+
+
+def plus_bias(total: Array, bias: Array, geometry: Geometry, how: How) -> Array:
+    """total (batch, *output, out) + bias (out,), both of the same dtype."""
+    if not matmul.applies(geometry) or how.algorithm[0] not in ("auto", "matmul"):
+        return total + bias
+    return plus_bias_p.bind(*_jax.vary_alike(total, bias))
+
+
+def _plus_bias(total: Array, bias: Array, *, platform: str) -> Array:
+    if platform != "cpu":
+        return total + bias
+    rows = windows.apart(jnp.add, total.reshape(-1, bias.shape[0]), bias[None])
+    return rows.reshape(total.shape)
+
+
+def _plus_bias_jvp(primals: Any, tangents: Any) -> Any:
+    y = plus_bias_p.bind(*primals)
+    dtotal, dbias = tangents
+    if type(dbias) is not _jax.Zero:
+        spread = jnp.broadcast_to(dbias, y.shape)
+        dtotal = spread if type(dtotal) is _jax.Zero else dtotal + spread
+    return y, dtotal
+
+
+def _plus_bias_batch(args: Any, dims: Any) -> Any:
+    total, bias = (a if d is None else jnp.moveaxis(a, d, 0) for a, d in zip(args, dims, strict=True))
+    if dims[1] is None:
+        return plus_bias_p.bind(total, bias), 0
+    return total + bias.reshape(bias.shape[0], *(1,) * (jnp.ndim(args[0]) - 1 - (dims[0] is not None)), -1), 0
+
+
+plus_bias_p = _jax.Primitive("plus_bias")
+plus_bias_p.def_abstract_eval(lambda total, bias: _jax.abstract(jax.lax.add, (total, total), total.shape, total.dtype))
+_jax.define(plus_bias_p, _plus_bias, splits=lambda total, bias: [Split((0, None), (0,))])
+_jax.set_jvp(plus_bias_p, _plus_bias_jvp)
+_jax.set_batching(plus_bias_p, _plus_bias_batch)

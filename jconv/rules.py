@@ -56,7 +56,10 @@ def _add_bias(plan: Plan, product: Any, lhs: Array, rhs: Array, bias: Array | No
     if bias is None:
         return product(lhs, rhs, plan.geometry, plan.how, plan.result)
     total = product(lhs, rhs, plan.geometry, plan.how, wide(plan.result))
-    return (total + bias.astype(total.dtype)).astype(plan.result)
+    bias = bias.astype(total.dtype)
+    if product is products.convolve:
+        return products.plus_bias(total, bias, plan.geometry, plan.how).astype(plan.result)
+    return (total + bias).astype(plan.result)
 
 
 def _bias_sum(g: Array, dtype: Any) -> Array:
