@@ -103,6 +103,9 @@ def _mostly_inside(problem: Problem) -> bool:
     return shifts.share_inside(problem.geometry) > (0.82 if problem.product == "convolve" else 0.85)
 
 
+SLICED_FLOPS = 200  # a copied element of x, from which the copy is worth it
+SUMMED_FLOPS = 1500  # an element of the result, from which its passes are
+MOST_SCATTERED = 9  # taps of a kernel gradient up to which one matrix product a tap beats a convolution with steps
 FEWEST = 48  # channels below which Winograd's sums cost more than the multiplications that they save
 LARGEST_FORMS = 8 << 20
 LEAST_SECONDS = 5e-4  # of a lax convolution from which a program that takes half a second longer to compile is worth it
@@ -120,6 +123,29 @@ def _winograd_wins(problem: Problem) -> bool:
     fits = problem.product == "convolve" or forms <= LARGEST_FORMS
     fits &= min(problem.channels, problem.out) >= FEWEST
     return problem.dtype == jnp.float32 and fits and max(LEAST_SECONDS, 1.15 * ours) < lax_seconds
+
+
+def _sliced_wins(problem: Problem) -> bool:
+    """Where lax keeps a plane convolution on one core, or gathers few channels one by one."""
+    geometry, out = problem.geometry, problem.out
+    if geometry.rank != 2 or geometry.groups > 1 or not _undilated(problem) or geometry.axes[0].window < 3:
+        return False
+    rows = geometry.axes[0].window * problem.channels
+    if 2 <= problem.channels and rows <= slices.SIDE_BY_SIDE:  # the taps' rows become channels, one copy of x
+        copied = geometry.output[0] * geometry.input[1] * rows
+        return cost.flops(1, geometry, problem.channels, out) >= SLICED_FLOPS * copied
+    per_result = 2 * geometry.taps * problem.channels  # each row of taps is a pass over the result
+    one_core = max(out, geometry.output[-1]) < 1.6 * cost.BLOCK
+    return problem.product == "convolve" and one_core and per_result >= SUMMED_FLOPS and not winograd.applies(geometry)
+
+
+def _scattered(problem: Problem) -> bool:
+    """A kernel gradient along one axis whose convolution would step over its input: a third of lax's speed."""
+    axes = problem.geometry.axes
+    steps = any(axis.stride > 1 or axis.dilation > 1 for axis in axes) or axes[-1].window == 1
+    line = sum(axis.window > 1 for axis in axes) == 1 and problem.geometry.taps <= MOST_SCATTERED
+    wide = line and min(problem.channels, problem.out) >= cost.BLOCK
+    return problem.product == "kernel_grad" and steps and wide
 
 
 TABLE = (
@@ -141,8 +167,8 @@ TABLE = (
     Row(
         "slices",
         lambda p: slices.applies(p.geometry),
-        lambda p: p.geometry.rank > 2 and p.real,
-        "three spatial axes or more: convolutions of lower rank",
+        lambda p: p.real and (p.geometry.rank > 2 or _sliced_wins(p)),
+        "three spatial axes, or few channels: convolutions of lower rank, side by side",
         convolve=functools.partial(slices.convolve, inner=_inner),
         kernel_grad=functools.partial(slices.kernel_grad, inner=_inner_kernel_grad),
     ),
@@ -156,7 +182,7 @@ TABLE = (
     Row(
         "phases",
         lambda p: p.product == "convolve" and phases.applies(p.geometry),
-        _always,
+        lambda p: p.out >= 8 or p.geometry.groups > 1 or p.geometry.rank == 1,  # short runs are slow to interleave
         "a dilated input: one convolution an output phase, none over inserted zeros",
         convolve=functools.partial(phases.convolve, inner=_inner),
     ),
@@ -187,7 +213,7 @@ TABLE = (
     Row(
         "shifts",
         lambda p: shifts.applies(p.geometry),
-        lambda p: p.real and min(p.channels, p.out) >= 128 and not _mostly_inside(p),
+        lambda p: p.real and (min(p.channels, p.out) >= 128 and not _mostly_inside(p) or _scattered(p)),
         "many channels, and taps that often see padding: one matrix product a tap",
         convolve=shifts.convolve,
         kernel_grad=shifts.kernel_grad,

@@ -70,6 +70,17 @@ def _images(x: jax.Array, geometry: Geometry, out: int, groups: int) -> int:
     return windows.images_at_once(x.shape[0], elements * x.dtype.itemsize, CHUNK_BYTES) or x.shape[0]
 
 
+def _map(group: Callable[[Any], jax.Array], operands: tuple[jax.Array, jax.Array], groups: int) -> jax.Array:
+    """`group` of each group's operands, several at once: each is too small for more than one core."""
+    at_once = next(n for n in (4, 3, 2, 1) if groups % n == 0)
+    several = lambda part: jnp.stack([group((part[0][i], part[1][i])) for i in range(at_once)])
+    if groups == at_once:
+        return several(operands)
+    split = lambda array: array.reshape(groups // at_once, at_once, *array.shape[1:])
+    y = lax.map(several, jax.tree.map(split, operands))
+    return y.reshape(groups, *y.shape[2:])
+
+
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product) -> jax.Array:
     batch, out = x.shape[0], w.shape[-1]
     joined = _joined(geometry, x.shape[-1], out)
@@ -81,7 +92,7 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
         run = lambda x: inner(x, kernel, _dense(geometry), precision, dtype)
         return run(x[0])[None] if images == batch else lax.map(run, x)
 
-    y = lax.map(group, (_by_group(x, groups, images), _kernels(w, geometry.groups, joined)))
+    y = _map(group, (_by_group(x, groups, images), _kernels(w, geometry.groups, joined)), groups)
     return jnp.moveaxis(y, 0, -2).reshape(batch, *geometry.output, out)  # from (groups, parts, images, .., out)
 
 
@@ -100,6 +111,6 @@ def kernel_grad(
         add = lambda total, part: (total + run(*part), None)
         return lax.scan(add, jnp.zeros((*geometry.window, channels // groups, out // groups), dtype), pair)[0]
 
-    dw = lax.map(group, (_by_group(x, groups, images), _by_group(g, groups, images)))
+    dw = _map(group, (_by_group(x, groups, images), _by_group(g, groups, images)), groups)
     dw = jnp.moveaxis(_own(dw, joined), 0, -3)  # (*window, in, groups / joined, joined, out)
     return dw.reshape(*geometry.window, channels // geometry.groups, out)

@@ -18,6 +18,7 @@ from jax import lax
 from jconv.geometry import Axis, Geometry
 
 
+JOINED = 4  # groups up to which one product with a block-diagonal matrix beats one a group, for all its zeros
 TRANSPOSED = 64  # channels of x or g from which x is transposed before a product over its rows
 SMALL = 1 << 14  # elements of x below which it is not worth a pass
 
@@ -63,13 +64,23 @@ def _rows(w: jax.Array, groups: int) -> jax.Array:
     return w.reshape(rows, groups, out // groups).swapaxes(0, 1)
 
 
+def _diagonal(rows: jax.Array) -> jax.Array:
+    """(groups, in, out) as the diagonal blocks of one matrix (groups * in, groups * out)."""
+    groups, channels, out = rows.shape
+    if groups == 1:
+        return rows[0]
+    same = jnp.eye(groups, dtype=bool)[:, None, :, None]
+    blocks = jnp.where(same, rows[:, :, None, :], jnp.zeros((), rows.dtype))
+    return blocks.reshape(groups * channels, groups * out)
+
+
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     groups, out = geometry.groups, w.shape[-1]
     patches, rows = _patches(x, geometry), _rows(w, groups)
     shape = (x.shape[0], *geometry.output)
-    if groups == 1:
+    if groups <= JOINED:
         y = jnp.matmul(
-            patches.reshape(math.prod(shape), -1), rows[0], precision=precision, preferred_element_type=dtype
+            patches.reshape(math.prod(shape), -1), _diagonal(rows), precision=precision, preferred_element_type=dtype
         )
     else:
         y = jnp.einsum("...gc,gco->...go", patches, rows, precision=precision, preferred_element_type=dtype)
@@ -78,11 +89,14 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
 
 def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     groups, out, channels = geometry.groups, g.shape[-1], x.shape[-1]
-    patches = _patches(x, geometry).reshape(-1, groups, geometry.taps * channels // groups)
-    g = g.reshape(-1, groups, out // groups)
-    if groups == 1:
-        dw = transposed_product(patches[:, 0], g[:, 0], precision, dtype)
+    patches = _patches(x, geometry).reshape(-1, geometry.taps * channels)
+    g = g.reshape(-1, out)
+    if groups <= JOINED:
+        dw = transposed_product(patches, g, precision, dtype)
+        dw = dw.reshape(groups, geometry.taps * channels // groups, groups, out // groups)
+        dw = jnp.moveaxis(jnp.diagonal(dw, axis1=0, axis2=2), -1, 1)  # the groups' own blocks
     else:
+        patches, g = patches.reshape(-1, groups, patches.shape[-1] // groups), g.reshape(-1, groups, out // groups)
         dw = jnp.einsum("ngc,ngo->cgo", patches, g, precision=precision, preferred_element_type=dtype)
     return dw.reshape(*geometry.window, channels // groups, out)
 

@@ -192,7 +192,9 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
         total = run(whole(x), g, rows)
     elif some == rows:
         split = lambda array: array.reshape(batch // images, images, *array.shape[1:])
-        total = lax.scan(lambda t, pair: (add(t, run(whole(pair[0]), pair[1], rows)), None), zeros, (split(x), split(g)))[0]
+        total = lax.scan(
+            lambda t, pair: (add(t, run(whole(pair[0]), pair[1], rows)), None), zeros, (split(x), split(g))
+        )[0]
     else:
         blocks = -(-rows // some)
         g = _widen(g, (0, 0), (2 * some * blocks, g.shape[2]))
