@@ -270,8 +270,8 @@ _define(
 )
 
 
-# The bias. XLA:CPU writes a product of rows, reshaped to the shape of images, once more where the bias is added: a fusion
-# that reads one shape and writes another cannot write in place. Added to the rows, in a call of its own, it can.
+# The bias. XLA:CPU writes a product of rows, reshaped to the shape of images, once more where the bias is added: a
+# fusion that reads one shape and writes another cannot write in place. Added to the rows, in a call of its own, it can.
 
 
 def plus_bias(total: Array, bias: Array, geometry: Geometry, how: How) -> Array:

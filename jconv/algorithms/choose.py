@@ -131,12 +131,14 @@ def _sliced_wins(problem: Problem) -> bool:
     if geometry.rank != 2 or geometry.groups > 1 or not _undilated(problem) or geometry.axes[0].window < 3:
         return False
     rows = geometry.axes[0].window * problem.channels
-    if 2 <= problem.channels and rows <= slices.SIDE_BY_SIDE:  # the taps' rows become channels, one copy of x
+    if problem.product != "convolve":
+        return False
+    if problem.channels >= 2 and rows <= slices.SIDE_BY_SIDE:  # the taps' rows become channels, one copy of x
         copied = geometry.output[0] * geometry.input[1] * rows
         return cost.flops(1, geometry, problem.channels, out) >= SLICED_FLOPS * copied
     per_result = 2 * geometry.taps * problem.channels  # each row of taps is a pass over the result
     one_core = max(out, geometry.output[-1]) < 1.6 * cost.BLOCK
-    return problem.product == "convolve" and one_core and per_result >= SUMMED_FLOPS and not winograd.applies(geometry)
+    return one_core and per_result >= SUMMED_FLOPS and not winograd.applies(geometry)
 
 
 def _scattered(problem: Problem) -> bool:
@@ -213,7 +215,7 @@ TABLE = (
     Row(
         "shifts",
         lambda p: shifts.applies(p.geometry),
-        lambda p: p.real and (min(p.channels, p.out) >= 128 and not _mostly_inside(p) or _scattered(p)),
+        lambda p: p.real and ((min(p.channels, p.out) >= 128 and not _mostly_inside(p)) or _scattered(p)),
         "many channels, and taps that often see padding: one matrix product a tap",
         convolve=shifts.convolve,
         kernel_grad=shifts.kernel_grad,

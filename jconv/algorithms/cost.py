@@ -2,7 +2,7 @@
 
 A model, not a measurement of each layer: multiply-adds over the rate at which a way runs them, plus bytes over the rate
 at which they are moved. The constants were fitted to `python -m experiments.algorithms` over real layers on two cores
-(AMD EPYC, AVX-512, jax 0.10.2), where a matrix product reaches 200 GFLOP/s and a copy 58 GB/s; only their ratios matter.
+(AMD EPYC, AVX-512, jax 0.10.2), where a matrix product reaches 200 GFLOP/s and a copy 58 GB/s; the ratios matter.
 """
 
 import math
@@ -30,7 +30,7 @@ def lax_convolve(batch: Any, geometry: Geometry, channels: int, out: int) -> flo
 
 
 def lax_kernel_grad(batch: Any, geometry: Geometry, channels: int, out: int) -> float:
-    """The same with the kernel as the image. It stays on one core for few channels, and the input gradient on the other.
+    """The same with the kernel as the image. With few channels it stays on one core, the input gradient on the other.
 
     Patches of few images are gathered slowly.
     """

@@ -17,7 +17,6 @@ from jax import lax
 
 from jconv.geometry import Axis, Geometry
 
-
 JOINED = 4  # groups up to which one product with a block-diagonal matrix beats one a group, for all its zeros
 TRANSPOSED = 64  # channels of x or g from which x is transposed before a product over its rows
 SMALL = 1 << 14  # elements of x below which it is not worth a pass
@@ -108,7 +107,7 @@ def transposed_product(x: jax.Array, g: jax.Array, precision: Any, dtype: Any) -
     written out transposed first, behind a barrier, or XLA would fold it into the product again.
     """
     rows, channels = x.shape
-    if channels < TRANSPOSED and g.shape[1] < TRANSPOSED or not isinstance(rows, int) or rows * channels < SMALL:
+    if (channels < TRANSPOSED and g.shape[1] < TRANSPOSED) or not isinstance(rows, int) or rows * channels < SMALL:
         sides = (((0,), (0,)), ((), ()))
         return lax.dot_general(x, g, sides, precision=precision, preferred_element_type=dtype)
     columns = lax.optimization_barrier(x.T)
