@@ -206,7 +206,7 @@ TABLE = (
     ),
     Row(
         "winograd",
-        lambda p: p.real and winograd.applies(p.geometry),
+        lambda p: jnp.issubdtype(p.dtype, jnp.inexact) and winograd.applies(p.geometry),
         _winograd_wins,
         "3x3: fewer multiplications, as independent matrix products",
         convolve=winograd.convolve,
