@@ -63,9 +63,21 @@ def _explicit(aval: Any) -> bool:
     return sharding is not None and not sharding.mesh.empty
 
 
+def _broadcasting(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """`rule` as it runs by jax's defaults, where a program has set jax_numpy_rank_promotion to "raise" or "warn"."""
+
+    @functools.wraps(rule, updated=())
+    def broadcasting(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_rank_promotion("allow"):
+            return rule(*args, **kwargs)
+
+    return broadcasting
+
+
 @functools.lru_cache(maxsize=4096)
 def _outlined(form: Callable[..., Any], avals: tuple[Any, ...]) -> Any:
-    return jax.make_jaxpr(form)(*avals).jaxpr.outvars[0].aval
+    with jax.numpy_rank_promotion("allow"):
+        return jax.make_jaxpr(form)(*avals).jaxpr.outvars[0].aval
 
 
 def outline(form: Callable[..., Any], avals: tuple[Any, ...]) -> Any:
@@ -132,6 +144,7 @@ def _apart(lower: Callable[..., Any], *arrays: Any, **params: Any) -> Any:
 def _lowering(
     primitive: Primitive, lower: Callable[..., Any], splits: Callable[..., Any] | None = None
 ) -> Callable[..., Any]:
+    lower = _broadcasting(lower)
     rule = mlir.lower_fun(lower, primitive.multiple_results)
 
     def lowering(ctx: Any, *operands: Any, **params: Any) -> Any:
@@ -166,15 +179,15 @@ def _devices(module: Any) -> tuple[Any, ...]:
 
 
 def set_jvp(primitive: Primitive, rule: Callable[..., Any]) -> None:
-    ad.primitive_jvps[primitive] = rule
+    ad.primitive_jvps[primitive] = _broadcasting(rule)
 
 
 def set_transpose(primitive: Primitive, rule: Callable[..., Any]) -> None:
-    ad.primitive_transposes[primitive] = rule
+    ad.primitive_transposes[primitive] = _broadcasting(rule)
 
 
 def set_batching(primitive: Primitive, rule: Callable[..., Any]) -> None:
-    batching.primitive_batchers[primitive] = rule
+    batching.primitive_batchers[primitive] = _broadcasting(rule)
 
 
 def is_unknown(x: Any) -> bool:

@@ -74,7 +74,7 @@ def elements_of(windows: tuple[Windows, ...], space: tuple[int, ...], tap: Array
     tap, element = tap.astype(jnp.int32), jnp.zeros(tap.shape, jnp.int32)
     outside = jnp.zeros((), bool)
     for i, axis in reversed(list(enumerate(windows))):
-        start = tables.starts(axis).astype(np.int32).reshape(-1, *(1,) * (tap.ndim - 2 - i))
+        start = tables.starts(axis).astype(np.int32).reshape(*(1,) * (i + 1), -1, *(1,) * (tap.ndim - 2 - i))
         a = jnp.asarray(start) + tap % axis.window * axis.dilation
         tap = tap // axis.window
         if isinstance(axis, geo.Axis) and axis.pads:

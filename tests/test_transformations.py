@@ -520,11 +520,14 @@ def test_a_jitted_function_is_traced_once():
 
 PROBE = """
     import sys, time
+    begin = time.process_time()
     import jax, jax.numpy, numpy
     before, modules = time.process_time(), set(sys.modules)
     import jconv
-    print(time.process_time() - before)
+    print(before - begin, time.process_time() - before)
     print(*sorted(set(sys.modules) - modules))
+    from jconv import compare, explain
+    assert callable(compare) and callable(explain) and {"compare", "explain"} <= set(dir(jconv))
 """
 
 
@@ -533,14 +536,25 @@ def probe(**environment):
     run = [sys.executable, "-c", code]
     output = subprocess.run(run, env={**os.environ, **environment}, check=True, capture_output=True, text=True).stdout
     seconds, modules = output.splitlines()
-    return float(seconds), modules.split()
+    jax_seconds, jconv_seconds = map(float, seconds.split())
+    return jconv_seconds / max(1.0, jax_seconds / JAX_SECONDS), modules.split()
+
+
+JAX_SECONDS = 0.45  # what import jax takes on an idle machine; on one that is not, imports are slower alike
 
 
 def test_import_is_light_and_asks_for_no_backend():
-    """With a platform that does not exist, the first question for a backend is an error."""
-    probes = [probe(JAX_PLATFORMS="none_such") for _ in range(5)]
-    foreign = {name.split(".")[0] for name in probes[0][1]} - {"jconv"} - set(sys.stdlib_module_names)
-    assert foreign <= {"jax", "jaxlib"}, foreign
-    assert (
-        min(seconds for seconds, _ in probes) < 0.2
-    )  # of processor time; 0.1 on an idle machine, where a core is not shared
+    """With a platform that does not exist, the first question for a backend is an error.
+
+    0.1 s of processor time, the best of some.
+    """
+    fastest = float("inf")
+    for _ in range(10):
+        seconds, modules = probe(JAX_PLATFORMS="none_such")
+        fastest = min(fastest, seconds)
+        foreign = {name.split(".")[0] for name in modules} - {"jconv"} - set(sys.stdlib_module_names)
+        assert foreign <= {"jax", "jaxlib"}, foreign
+        assert not any(name.startswith(("jconv.comparison", "jconv.explanation")) for name in modules)
+        if fastest < 0.1:
+            return
+    raise AssertionError(f"import jconv takes {fastest:.3f} s of processor time")
