@@ -102,6 +102,14 @@ def test_a_command_is_one(place, command, output, capsys):
         pytest.fail(f"{place}: {command} is of no known kind")
 
 
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_a_path_that_a_page_names_exists(page):
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:jconv|tests|experiments|docs)/[\w/.-]*)`", text) + re.findall(r" (experiments/\S+)", text)
+    for path in named:
+        assert (ROOT / path).exists(), path
+
+
 def options_exist(place: str, module: str, words: list[str]) -> None:
     """Each --option stands in the source of the command, where typer takes its name from an argument's or a string."""
     spec = importlib.util.find_spec(module)
