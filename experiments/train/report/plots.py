@@ -206,11 +206,10 @@ def _kernel(kernel: np.ndarray) -> np.ndarray:
 
 def _tiled(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
     """Images (height, width, 3) side by side, with white lines between them."""
-    gap = max(1, images[0].shape[0] // 12)
     scale = max(1, 24 // images[0].shape[0])
     images = [np.kron(image, np.ones((scale, scale, 1))) for image in images]
     height, width = images[0].shape[:2]
-    gap *= max(1, scale // 4)
+    gap = max(1, height // 8)
     rows = math.ceil(len(images) / columns)
     sheet = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, 3))
     for place, image in enumerate(images):
@@ -311,6 +310,6 @@ def mistakes(predictions: Predictions, classes: Sequence[str]) -> Figure:
         _image(panel, predictions.images[place])
         share = predictions.probabilities[index, taken]
         panel.set_title(
-            f"{_short(classes[taken], 12)} {100 * share:.0f} %\nis {_short(classes[label], 12)}", fontsize=7.5, pad=3
+            f"{_short(classes[taken], 12)} ({100 * share:.0f} %)\nis {_short(classes[label], 12)}", fontsize=7.5, pad=3
         )
     return figure

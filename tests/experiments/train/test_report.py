@@ -233,7 +233,7 @@ def test_mistakes_are_drawn_with_both_names(both):
     run = report.read(both[0])
     drawn = [panel for panel in plots.mistakes(run.predictions, run.classes).axes if panel.images]
     assert len(drawn) == 10
-    assert drawn[0].get_title() == "birch 100 %\nis ash"
+    assert drawn[0].get_title() == "birch (100 %)\nis ash"
     np.testing.assert_array_equal(drawn[3].images[0].get_array(), both[1][3])
 
 
