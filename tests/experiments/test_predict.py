@@ -190,7 +190,7 @@ def test_the_artefact_needs_jax_alone(tmp_path, capsys):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_network_is_exported_for_any_number_of_images(tmp_path, model):
-    own = {"airbench": {"views": 6}, "resnet": {"dtype": "bfloat16"}}
+    own = {"airbench": {"views": 2}, "resnet": {"dtype": "bfloat16"}}
     options = {"model": model, "width": 0.1} | own.get(model, {})
     loaded = predict.load(run_folder(tmp_path / "run", (32, 32, 3), **options))
     predict.export(loaded, tmp_path)

@@ -204,6 +204,8 @@ class Pool:
         try:
             return self._request(paths)
         except (OSError, EOFError):
+            if not hasattr(self._mine, "process"):
+                raise  # none could be started
             if len(paths) == 1:
                 return [f"the decoder ended with status {self._end()}"], np.zeros((0, *self.shape), np.uint8)
             self._end()
@@ -221,11 +223,14 @@ class Pool:
         assert answered is not None
         asked.write(json.dumps({"paths": paths, "shape": self.shape, "resize": self.resize}).encode() + b"\n")
         asked.flush()
-        outcomes = json.loads(line) if (line := answered.readline()) else _raise_end()
+        line = answered.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError("the decoder has ended")
+        outcomes = json.loads(line)
         shape = (outcomes.count(True), *self.shape)
         data = answered.read(math.prod(shape))
         if len(data) < math.prod(shape):
-            _raise_end()
+            raise EOFError("the decoder has ended")
         return outcomes, np.frombuffer(data, np.uint8).reshape(shape)
 
     def _end(self) -> int:
@@ -235,7 +240,3 @@ class Pool:
         with contextlib.suppress(OSError):
             process.communicate()
         return process.wait()
-
-
-def _raise_end() -> Any:
-    raise EOFError("the decoder has ended")

@@ -219,3 +219,10 @@ def test_names_of_any_bytes(tmp_path, opened):
 def test_wrong_arguments(tmp_path, arguments, message):
     with pytest.raises((ValueError, TypeError), match=message):
         open_dataset(image_folder(tmp_path / "data"), cache_dir=tmp_path / "cache", **arguments)
+
+
+def test_a_decoder_that_cannot_be_started_is_told(tmp_path, opened, monkeypatch):
+    monkeypatch.setattr("sys.executable", str(tmp_path / "no" / "python"))
+    with pytest.raises(OSError, match="No such file"):
+        opened(image_folder(tmp_path / "data"), workers=2)
+    assert len(opened(tmp_path / "data", workers=1).train) == 12
