@@ -7,6 +7,7 @@ algorithm for a dense convolution. Cost: the convolution's multiply-adds and two
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from jconv.algorithms import windows
 from jconv.geometry import Geometry
 
 CHUNK_BYTES = 1 << 20  # input, patches and result of the images of one group taken at once
+ROWS = 8  # parts that the rows of a kernel gradient are added up in
 VECTOR = 16  # channels up to which groups are joined: block-diagonal kernels, whose zeros cost less than short rows
 
 Product = Callable[[jax.Array, jax.Array, Geometry, Any, Any], jax.Array]
@@ -96,6 +98,25 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     return jnp.moveaxis(y, 0, -2).reshape(batch, *geometry.output, out)  # from (groups, parts, images, .., out)
 
 
+def _by_rows(x: jax.Array, g: jax.Array, geometry: Geometry, run: Callable[..., jax.Array]) -> jax.Array:
+    """run(x, g, geometry) as a sum over parts of the rows: a sum of some thousand terms loses less in pieces.
+
+    lax adds the terms of a dense kernel gradient one after the other; those of a grouped one it adds more exactly.
+    """
+    axis, parts = geometry.axes[0], []
+    step = -(-axis.output // ROWS) if axis.output >= 4 * ROWS else axis.output
+    for first in range(0, axis.output, step):
+        last = min(axis.output, first + step)
+        start = first * axis.stride - axis.low  # the element under tap 0 of the first place
+        begin, end = max(0, start), min(axis.input, (last - 1) * axis.stride - axis.low + axis.reach)
+        if end <= begin:
+            continue
+        here = dataclasses.replace(axis, input=end - begin, output=last - first, low=begin - start)
+        part = dataclasses.replace(geometry, axes=(here, *geometry.axes[1:]))
+        parts.append(run(lax.slice_in_dim(x, begin, end, axis=1), lax.slice_in_dim(g, first, last, axis=1), part))
+    return functools.reduce(jnp.add, parts)
+
+
 def kernel_grad(
     x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product
 ) -> jax.Array:
@@ -105,7 +126,7 @@ def kernel_grad(
     images = _images(x, geometry, out, groups)
 
     def group(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-        run = lambda x, g: inner(x, g, _dense(geometry), precision, dtype)
+        run = lambda x, g: _by_rows(x, g, _dense(geometry), lambda *part: inner(*part, precision, dtype))
         if images == batch:
             return run(pair[0][0], pair[1][0])
         add = lambda total, part: (total + run(*part), None)
