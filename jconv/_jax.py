@@ -22,6 +22,11 @@ from jconv import _sharding
 Primitive = jax.extend.core.Primitive
 Zero = ad.Zero  # the symbolic zero tangent or cotangent
 
+try:
+    jaxprs_in_params = jax.extend.core.jaxprs_in_params
+except AttributeError:  # it came there with jax 0.10
+    jaxprs_in_params = jax.core.jaxprs_in_params  # pyright: ignore[reportAttributeAccessIssue]
+
 
 def zero_tangent(primal: Any) -> Any:
     """The symbolic zero tangent of a value."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.extend.core
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -38,7 +39,7 @@ class Split:
 
 def has_loop(jaxpr: Any) -> bool:
     """Whether a program runs a loop, at any depth."""
-    inner = jax.extend.core.jaxprs_in_params
+    inner = getattr(jax.extend.core, "jaxprs_in_params", None) or jax.core.jaxprs_in_params  # there before jax 0.10
     return any(eqn.primitive.name in LOOPS or any(map(has_loop, inner(eqn.params))) for eqn in jaxpr.eqns)
 
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxprs_in_params
 
-from jconv import convolution
+from jconv import _jax, convolution
 from jconv.algorithms import choose
 
 # For each operator: its pass, and the product of convolution that this pass is.
@@ -116,7 +115,7 @@ def _operators(jaxpr: Any) -> Any:
     for equation in jaxpr.eqns:
         if equation.primitive.name in PASSES and "plan" in equation.params:
             yield equation
-        for inner in jaxprs_in_params(equation.params):
+        for inner in _jax.jaxprs_in_params(equation.params):
             yield from _operators(inner)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from jax import lax
 from jax.interpreters import ad
 
 import jconv
+from jconv import _jax
 from jconv.algorithms import choose
 from tests.cases import CASES, NAMED, REPEATS, Case, geometry_of
 
@@ -34,7 +34,7 @@ def equations(jaxpr: Any) -> Iterator[Any]:
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+        for inner in _jax.jaxprs_in_params(equation.params):
             yield from equations(inner)
 
 

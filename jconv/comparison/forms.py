@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxprs_in_params
 
+from jconv import _jax
 from jconv.comparison.problem import Problem, inexact, wide, widened
 
 HINT = "what it closes over stays as it is, give it as an argument"
@@ -65,7 +65,7 @@ def as_arrays(tree: Any) -> list[np.ndarray]:
 def equations(jaxpr: Any) -> int:
     """Equations of a jaxpr, those of the jaxprs within it too."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    return sum(1 + sum(map(equations, jaxprs_in_params(e.params))) for e in jaxpr.eqns)
+    return sum(1 + sum(map(equations, _jax.jaxprs_in_params(e.params))) for e in jaxpr.eqns)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ def _unfit(jaxpr: Any) -> str:
     for equation in jaxpr.eqns:
         if equation.primitive.name in DRAWS:
             return "fun draws random numbers, and in float64 it draws others"
-        inner = list(jaxprs_in_params(equation.params))
+        inner = list(_jax.jaxprs_in_params(equation.params))
         for body in inner:
             found = _unfit(body)
             if found:
