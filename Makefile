@@ -18,15 +18,15 @@ demo: $(VENV)/.experiments  ## train LeNet on real digits, with jconv's rules an
 
 # Once with programs that are quickly compiled, once, what is marked `optimised`, as users' are: tests/conftest.py.
 test: $(VENV)/.test  ## the test suite and the doctests, in WORKERS=2 processes
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --quick
-	$(VENV)/bin/python -m pytest -n $(WORKERS) -m optimised tests
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal --quick
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m optimised tests
 
 test-deep: $(VENV)/.test  ## DEEP=10000 random geometries against the oracle
 	$(VENV)/bin/python -m tests.deep --geometries $(DEEP)
 
 test-oldest: $(VENV)-oldest/.test  ## the suite on the oldest jax that pyproject.toml allows
-	$(VENV)-oldest/bin/python -m pytest -n $(WORKERS) --quick
-	$(VENV)-oldest/bin/python -m pytest -n $(WORKERS) -m optimised tests
+	$(VENV)-oldest/bin/python -m pytest -n $(WORKERS) --dist worksteal --quick
+	$(VENV)-oldest/bin/python -m pytest -n $(WORKERS) --dist worksteal -m optimised tests
 
 lint: $(VENV)/.lint  ## format, rules, types, doctests
 	$(VENV)/bin/ruff format --check .
