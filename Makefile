@@ -4,11 +4,12 @@ PYTHON  ?= python3.11
 VENV    ?= .venv
 WORKERS ?= 2
 DEEP    ?= 10000
+KILLS   ?= 20
 
 # The lower end of the jax range that pyproject.toml states.
 OLDEST_JAX = $(shell sed -n 's/.*"jax>=\([0-9.]*\).*/\1/p' pyproject.toml)
 
-.PHONY: help demo test test-deep test-oldest lint docs build clean
+.PHONY: help demo test test-deep test-faults test-oldest lint docs build clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  */make \1:	/p' Makefile
@@ -23,6 +24,9 @@ test: $(VENV)/.test  ## the test suite and the doctests, in WORKERS=2 processes
 
 test-deep: $(VENV)/.test  ## DEEP=10000 random geometries against the oracle
 	$(VENV)/bin/python -m tests.deep --geometries $(DEEP)
+
+test-faults: $(VENV)/.test  ## KILLS=20 kills of a training run, a full disk, a SIGTERM: it must end with the same bits
+	$(VENV)/bin/python -m tests.faults --kills $(KILLS)
 
 test-oldest: $(VENV)-oldest/.test  ## the suite on the oldest jax that pyproject.toml allows
 	$(VENV)-oldest/bin/python -m pytest -n $(WORKERS) --dist worksteal --quick

@@ -32,7 +32,7 @@ def start(data: Path, out: Path, limit: int | None = None, **options: object) ->
 
     command = [sys.executable, "-m", "experiments.train", *small.arguments(data, out, **(LONG | options))]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, **pipes)
     if limit is not None:  # long before its first file
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
@@ -92,7 +92,7 @@ def kill(data: Path, folder: Path, whole: Path, seconds: float, kills: int, seed
 def full(data: Path, folder: Path, whole: Path) -> None:
     """A disk that is full when the first checkpoint is written; then there is room again."""
     out = folder / "full"
-    process = start(data, out, limit=4096)
+    process = start(data, out, limit=int(1.3 * (whole / "initial.npz").stat().st_size))
     _, error = process.communicate(timeout=600)
     assert process.returncode == 1, error
     told = error.strip().splitlines()[-1]

@@ -248,7 +248,8 @@ class Run:
         self.accuracy: float | None = None  # the first training's, on the test images, at the end of an epoch
         state = first_state(plan)
         if not (folder / "initial.npz").exists():
-            files.save_parameters(folder / "initial.npz", state.params, state.state)
+            with metrics.naming(folder / "initial.npz"):
+                files.save_parameters(folder / "initial.npz", state.params, state.state)
         states = {name: jax.tree.map(jnp.array, state) for name in self.names}
         found, info, problems = self.store.restore(states)
         for problem in problems:
@@ -391,10 +392,13 @@ class Run:
             }
             params, state = training.state.evaluated
             name = "final.npz" if number == 0 else f"final_{training.rules}.npz"
-            files.save_parameters(self.folder / name, params, state)
+            with metrics.naming(self.folder / name):
+                files.save_parameters(self.folder / name, params, state)
             if number == 0:
                 split, moments = dataset.test, {"mean": dataset.mean, "std": dataset.std}
-                files.save_predictions(self.folder / files.PREDICTIONS, split.images, split.labels, logits, **moments)
+                path = self.folder / files.PREDICTIONS
+                with metrics.naming(path):
+                    files.save_predictions(path, split.images, split.labels, logits, **moments)
             assert training.lines is not None
             training.lines.write(final=True, **values)
             results[training.rules] = values

@@ -9,8 +9,10 @@ which the step waited for images. A run that goes on from a checkpoint first dro
 step stands twice.
 """
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +41,29 @@ class Lines:
 
     def write(self, **values: Any) -> None:
         """Appends one object."""
-        self._file.write(json.dumps(values, allow_nan=False) + "\n")
-        self._file.flush()
+        line = json.dumps(values, allow_nan=False) + "\n"
+        with naming(Path(self._file.name)):
+            self._file.write(line)
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError of the body, such as that of a full disk, names the file that was being written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file such that it has its old content or the new, whatever happens."""
     beside = path.with_name(path.name + ".new")
-    with beside.open("wb") as file:
+    with naming(path), beside.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

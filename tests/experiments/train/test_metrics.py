@@ -49,3 +49,8 @@ def test_nan_is_no_json(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         lines.write(step=1, loss=float("nan"))
     lines.close()
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError, match=r"No space left on device: .*m\.jsonl"), metrics.naming(tmp_path / "m.jsonl"):
+        raise OSError(28, "No space left on device")
