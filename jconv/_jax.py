@@ -135,12 +135,12 @@ def define(
 
     primitive.def_impl(impl)
     on_cpu = functools.partial(lower, platform="cpu")
-    on_cpu = functools.partial(_apart, on_cpu) if apart else on_cpu
+    on_cpu = functools.partial(apart_call, on_cpu) if apart else on_cpu
     mlir.register_lowering(primitive, _lowering(primitive, on_cpu, splits), platform="cpu")
     mlir.register_lowering(primitive, _lowering(primitive, functools.partial(lower, platform="other")))
 
 
-def _apart(lower: Callable[..., Any], *arrays: Any, **params: Any) -> Any:
+def apart_call(lower: Callable[..., Any], *arrays: Any, **params: Any) -> Any:
     """lower(*arrays, **params) as a function that XLA must not inline."""
     results = jax.jit(functools.partial(lower, **params))(*arrays)
     return set_xla_metadata(results, inlineable="false")

@@ -4,17 +4,18 @@ With letters as in geometry.py (output p, tap t and input a meet where p*s + t*d
     winner         y[n, p, c] = max over t of x[n, a, c], and index[n, p, c] = the first tap t, row-major, that has it
     gather         y[n, p, c] = x[n, a, c], a the input under tap index[n, p, c]; 0 where that is padding
     scatter        dx[n, a, c] = sum of g[n, p, c] over the places p whose index names a; all others get 0
-    window_sum     y[n, p, c] = sum over t of x[n, a, c]
-    window_spread  dx[n, a, c] = sum over p, t of g[n, p, c]
+    window_sum     y[n, p, c] = sum over t of x[n, a, c] / size[p]
+    window_spread  dx[n, a, c] = sum over p, t of g[n, p, c] / size[p]
 Max pooling is a gather by the winner's index, its gradient the scatter to it (all others get 0), and each is the
-other's derivative. Sum and average are linear; the gradient spreads g, for the average g / window size, evenly. For
+other's derivative. Sum (size 1) and average are linear; their gradient spreads g / window size evenly. For
 patches and for adaptive windows, along one axis:
     expand         y[.., p, t, ..] = x[.., a, ..], a the element that tap t sees at place p
     collect        x[.., a, ..] = sum of y[.., p, t, ..] over the (p, t) that see a
 and for indices that are elements of the whole input, row-major over its spatial axes:
     write          x[n, indices[n, p, c], c] = y[n, p, c]; outside nothing; of equal indices the last is kept
     read           y[n, p, c] = x[n, indices[n, p, c], c], 0 for an index outside
-Arrays are channels_last, (batch, *space, channels). What computes each stands in algorithms/pools.py and tables.py.
+Arrays are channels_last, (batch, *space, channels). What computes each stands in algorithms/pools.py,
+sums.py and tables.py.
 """
 
 import functools
@@ -25,7 +26,8 @@ import jax.numpy as jnp
 
 from jconv import _jax
 from jconv._sharding import Split
-from jconv.algorithms import pools, tables
+from jconv.algorithms import pools, sums, tables
+from jconv.algorithms.sums import Divisor
 from jconv.algorithms.tables import Windows
 from jconv.geometry import Geometry
 
@@ -55,14 +57,14 @@ def scatter(g: Array, index: Array, geometry: Geometry) -> Array:
     return scatter_p.bind(*_jax.vary_alike(g, index), geometry=geometry)
 
 
-def window_sum(x: Array, geometry: Geometry, dtype: Any = None) -> Array:
-    """y[p] = sum over t of x[p*s + t*d - low]; of type `dtype`, x's if None."""
-    return window_sum_p.bind(x, geometry=geometry, dtype=jnp.dtype(dtype or x.dtype))
+def window_sum(x: Array, geometry: Geometry, dtype: Any = None, divisor: Divisor = None) -> Array:
+    """y[p] = sum over t of x[p*s + t*d - low] / size[p]; of type `dtype`, x's if None. size: 1 without a divisor."""
+    return window_sum_p.bind(x, geometry=geometry, dtype=jnp.dtype(dtype or x.dtype), divisor=divisor)
 
 
-def window_spread(g: Array, geometry: Geometry, dtype: Any = None) -> Array:
-    """dx[a] = sum of g[p] over all windows p that see a; of type `dtype`, g's if None."""
-    return window_spread_p.bind(g, geometry=geometry, dtype=jnp.dtype(dtype or g.dtype))
+def window_spread(g: Array, geometry: Geometry, dtype: Any = None, divisor: Divisor = None) -> Array:
+    """dx[a] = sum of g[p] / size[p] over all windows p that see a; of type `dtype`, g's if None."""
+    return window_spread_p.bind(g, geometry=geometry, dtype=jnp.dtype(dtype or g.dtype), divisor=divisor)
 
 
 def expand(x: Array, dim: int, windows: Windows) -> Array:
@@ -130,12 +132,14 @@ def _scatter_shape(g: Any, index: Any, *, geometry: Geometry) -> Any:
     return _aval(g, geometry.input, g.dtype)
 
 
-def _window_sum_shape(x: Any, *, geometry: Geometry, dtype: Any) -> Any:
+def _window_sum_shape(x: Any, *, geometry: Geometry, dtype: Any, divisor: Divisor) -> Any:
+    del divisor
     assert x.shape[1:-1] == geometry.input, (x, geometry)
     return _aval(x, geometry.output, dtype)
 
 
-def _window_spread_shape(g: Any, *, geometry: Geometry, dtype: Any) -> Any:
+def _window_spread_shape(g: Any, *, geometry: Geometry, dtype: Any, divisor: Divisor) -> Any:
+    del divisor
     assert g.shape[1:-1] == geometry.output, (g, geometry)
     return _aval(g, geometry.input, dtype)
 
@@ -244,7 +248,7 @@ _jax.set_jvp(winner_p, _winner_jvp)
 
 extreme_p = _jax.Primitive("extreme")
 extreme_p.def_abstract_eval(_extreme_shape)
-_jax.define(extreme_p, pools.extreme, splits=_splits)
+_jax.define(extreme_p, pools.extreme, apart=True, splits=_splits)
 _jax.set_batching(extreme_p, functools.partial(_batch, extreme_p))
 _jax.set_jvp(extreme_p, _extreme_jvp)
 
@@ -263,16 +267,18 @@ scatter_p = _define_linear(
 window_sum_p = _define_linear(
     "window_sum",
     _window_sum_shape,
-    pools.window_sum,
-    lambda g, aval, geometry, dtype: window_spread(
-        g, geometry, aval.dtype
+    sums.window_sum,
+    lambda g, aval, geometry, dtype, divisor: window_spread(
+        g, geometry, aval.dtype, divisor
     ),  # <window_sum(x), g> = <x, window_spread(g)>
 )
 window_spread_p = _define_linear(
     "window_spread",
     _window_spread_shape,
-    pools.window_spread,
-    lambda u, aval, geometry, dtype: window_sum(u, geometry, aval.dtype),  # <window_spread(g), u> = <g, window_sum(u)>
+    sums.window_spread,
+    lambda u, aval, geometry, dtype, divisor: window_sum(
+        u, geometry, aval.dtype, divisor
+    ),  # <window_spread(g), u> = <g, window_sum(u)>
 )
 expand_p = _define_linear(
     "expand",

@@ -87,27 +87,8 @@ class SumPlan:
     divisor: int | tuple[tuple[int, int], ...]
 
 
-def window_size(plan: SumPlan) -> Any:
-    """What each window's sum is divided by: a number, or an array (*output, 1) where windows differ."""
-    if isinstance(plan.divisor, int):
-        return np.array(plan.divisor)
-    size = np.ones((), int)
-    for i, (axis, (first, end)) in enumerate(zip(plan.geometry.axes, plan.divisor, strict=True)):
-        start = np.arange(axis.output) * axis.stride - axis.low
-        lowest = np.clip(-((start - first) // axis.dilation), 0, axis.window)  # taps before `first` do not count
-        highest = np.clip(-((start - end) // axis.dilation), 0, axis.window)
-        count = np.maximum(highest - lowest, 0)
-        count = count[:1] if (count == count[:1]).all() else count
-        size = size * count.reshape([-1 if j == i else 1 for j in range(plan.geometry.rank + 1)])
-    return size.reshape(()) if size.size == 1 else size
-
-
 def _sums(plan: SumPlan, x: Array) -> Array:
-    size = window_size(plan)
-    if size.shape == () and size == 1:
-        return products.window_sum(x, plan.geometry, plan.dtype)
-    total = products.window_sum(x, plan.geometry, _wide(plan.dtype))
-    return (total / jnp.asarray(size, total.dtype)).astype(plan.dtype)
+    return products.window_sum(x, plan.geometry, plan.dtype, plan.divisor)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -121,12 +102,7 @@ def _sum_pool_fwd(plan: SumPlan, x: Any) -> tuple[Array, tuple[()]]:
 
 def _sum_pool_bwd(plan: SumPlan, residuals: tuple[()], g: Array) -> tuple[Array]:
     del residuals
-    size = window_size(plan)
-    if size.shape == () and size == 1:
-        return (products.window_spread(g, plan.geometry, plan.dtype),)
-    share = g.astype(_wide(g.dtype))
-    share = share / jnp.asarray(np.where(size == 0, 1, size), share.dtype)  # a window without elements spreads nothing
-    return (products.window_spread(share, plan.geometry, plan.dtype),)  # spreads g / window size evenly
+    return (products.window_spread(g, plan.geometry, plan.dtype, plan.divisor),)  # spreads g / window size evenly
 
 
 def _sum_pool_tangent(plan: SumPlan, residuals: tuple[()], shape: Any, dx: Array) -> Array:

@@ -1,16 +1,19 @@
-"""Pooling by taps: winners, sums and their adjoints, one axis at a time where that is exact.
+"""Max pooling: the best of each window, which element it was, and the way back to it.
 
-A program spells out at most UNROLLED taps of an axis; the taps of a longer window run in a loop.
-
-winner         the maximum over a window is a maximum over its rows of the maxima along each row
-window_sum     so is a sum
-scatter        dx[a] = sum over the windows p that see a of where(index[p] == tap of a in p, g[p], 0)
+winner     y[p] = max over t of x[a], and the first tap that has it: the least t with x[a] == y[p], or a NaN
+extreme    y alone
+scatter    dx[a] = sum over the windows p that see a of where(index[p] == tap of a in p, g[p], 0)
+gather     y[p] = sum over t of where(index[p] == t, x[a], 0)
+Cost: each is one pass over its operands while few taps (or windows over an element) are to be looked at: a select a
+tap in one loop, nothing written down between (see views.py). Else axis after axis, which is exact: the maximum over a
+window is the maximum over its rows of the maxima along each row, and the first row that has it names the column. The
+way back likewise, where all windows that have won in a row at a place name the same column: 13 x 13 windows are 26
+selects, not 169. A long axis is a reduction where windows share no element, else it takes log2(window) steps.
 """
 
 import functools
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,17 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jconv.algorithms import windows
-from jconv.geometry import Axis, Geometry
+from jconv.algorithms import long_windows, views
+from jconv.algorithms.long_windows import NONE
+from jconv.algorithms.views import Blocks, along, apart
+from jconv.geometry import Geometry
 
 Array = jax.Array
-UNROLLED = 16  # taps of one axis, or windows over one element, that one program spells out
+TAPS = 12  # of a window that one loop looks at where windows overlap: more are dearer than an array between two axes
+TAPS_ALONG = 32  # the same of a window along one axis, which has no array between to be dearer than
+TAPS_APART = 64  # and where they do not, so that each element is read once all the same
+SHIFTS = 27  # windows over one element that one loop of the way back looks at
 GATHERED = 32  # taps of a window up to which a gather is one select a tap
-
-
-def _wide(dtype: Any) -> Any:
-    """The dtype of sums: float32 for float16 and bfloat16."""
-    return jnp.dtype(jnp.float32) if dtype in (jnp.float16, jnp.bfloat16) else jnp.dtype(dtype)
 
 
 def identity(dtype: Any, largest: bool) -> Any:
@@ -38,164 +41,179 @@ def identity(dtype: Any, largest: bool) -> Any:
     return jnp.iinfo(dtype).min if largest else jnp.iinfo(dtype).max
 
 
-def _slide(x: Array, dim: int, axis: Axis, tap: Any) -> Array:
-    """The padded x under tap `tap`, an int or in a loop a traced number, of each place along one axis."""
-    start, reach = tap * axis.dilation, (axis.output - 1) * axis.stride + 1
-    if isinstance(tap, int):
-        return lax.slice_in_dim(x, start, start + reach, axis.stride, axis=dim)
-    return lax.slice_in_dim(lax.dynamic_slice_in_dim(x, start, reach, dim), 0, reach, axis.stride, axis=dim)
-
-
-def _each(count: int, step: Callable[[Any, Any], Any], carry: Any) -> Any:
-    """step(i, carry) for i from 1 to before `count`: written out, or beyond UNROLLED in a loop."""
-    if count > UNROLLED:
-        return lax.fori_loop(1, count, step, carry)
-    return functools.reduce(lambda carry, i: step(i, carry), range(1, count), carry)
-
-
-def _sum_taps(padded: Array, dim: int, axis: Axis) -> Array:
-    """The sum over the taps of one axis."""
-    add = lambda tap, total: total + _slide(padded, dim, axis, tap)
-    return _each(axis.window, add, _slide(padded, dim, axis, 0))
-
-
-def _pad(x: Array, dim: int, low: int, high: int, value: Any) -> Array:
-    if not (low or high):
-        return x
-    widths = [(low, high, 0) if i == dim else (0, 0, 0) for i in range(x.ndim)]
-    return lax.pad(x, jnp.array(value, x.dtype), widths)
-
-
-def _beats(rival: Array, best: Array, largest: bool) -> Array:
-    """Whether rival, which comes later, takes the place of best."""
-    wins = rival > best if largest else rival < best
-    if jnp.issubdtype(best.dtype, jnp.floating):
-        wins |= jnp.isnan(rival) & ~jnp.isnan(best)
-    return wins
-
-
 def _index_dtype(taps: int) -> Any:
     return jnp.uint8 if taps <= 2**8 else jnp.uint16 if taps <= 2**16 else jnp.int32
 
 
+def _direct(geometry: Geometry) -> bool:
+    """Whether one loop looks at all taps."""
+    sliding = [axis for axis in geometry.axes if axis.window > 1]
+    if all(map(views.separate, geometry.axes)):
+        return geometry.taps <= TAPS_APART
+    return geometry.taps <= (TAPS_ALONG if len(sliding) == 1 else TAPS)
+
+
+def _stages(geometry: Geometry) -> list[range]:
+    """The axes that are looked at together, the last ones first."""
+    if all(map(views.separate, geometry.axes)):
+        return [range(geometry.rank)]
+    return views.stages(geometry, geometry.window, TAPS)[::-1]
+
+
 def winner(x: Array, *, geometry: Geometry, largest: bool, platform: str) -> tuple[Array, Array]:
-    """(value, tap number) of the first best element of each window, row-major."""
-    del platform
-    lost, dtype = identity(x.dtype, largest), _index_dtype(geometry.taps)
-    x, geometry = windows.crop(x, geometry)
-    best, code, scale = x, jnp.zeros(x.shape, dtype), 1
-    for i in reversed(range(geometry.rank)):
-        best, code = _winner_along(best, code, i + 1, geometry.axes[i], scale, lost, largest)
-        scale *= geometry.axes[i].window
+    """(value, tap number) of the first best element of each window, row-major; a NaN is the best of all."""
+    dtype, lost, better = _index_dtype(geometry.taps), identity(x.dtype, largest), lax.max if largest else lax.min
+    if not _direct(geometry) and long_windows.covers(geometry):
+        best = extreme(x, geometry=geometry, largest=largest, platform=platform)
+        flat = best.reshape(best.shape[0], 1, best.shape[-1])
+        named = lambda x, number, best: jnp.where(long_windows.hit(x, best), number, jnp.int32(NONE))
+        return best, long_windows.folded(named, x, lax.min, NONE, platform, flat).astype(dtype)
+    best, code, scale = x, None, 1
+    for stage in _stages(geometry):
+        part = views.only(geometry, stage, best.shape[1:-1])
+        values = best
+        if _direct(part) or all(map(views.separate, part.axes)):
+            best = apart(functools.partial(_best, geometry=part, largest=largest), platform)(values)
+            index = functools.partial(_index, geometry=part, scale=scale, dtype=dtype)
+            code = apart(index, platform)(values, best, *(() if code is None else (code,)))
+        else:
+            best, code = long_windows.winner(values, code, part, scale, dtype, better, lost, platform)
+        scale *= part.taps
+    assert code is not None
     return best, code
 
 
 def extreme(x: Array, *, geometry: Geometry, largest: bool, platform: str) -> Array:
-    """The best of each window; a NaN is the best of all. Where windows overlap, one axis after the other."""
-    del platform
+    """The best of each window; a NaN is the best of all."""
     lost, better = identity(x.dtype, largest), lax.max if largest else lax.min
-    x, geometry = windows.crop(x, geometry)
-    if all(map(_apart, geometry.axes)):
-        return _reduced(x, geometry, lost, better)
-    for i in reversed(range(geometry.rank)):
-        x = _best_along(
-            _pad(x, i + 1, geometry.axes[i].low, geometry.axes[i].high, lost), i + 1, geometry.axes[i], better
-        )
+    if not _direct(geometry) and long_windows.covers(geometry):
+        return long_windows.folded(lambda x, number: x, x, better, lost, platform)
+    for stage in _stages(geometry):
+        part = views.only(geometry, stage, x.shape[1:-1])
+        if _direct(part) or all(map(views.separate, part.axes)):
+            x = apart(functools.partial(_best, geometry=part, largest=largest), platform)(x)
+        else:
+            x = long_windows.reduced(x, part, better, lost, platform)
     return x
 
 
-def _apart(axis: Axis) -> bool:
-    """Whether no element is in two windows."""
-    return axis.output == 1 or axis.stride >= axis.reach
+def _best(x: Array, *, geometry: Geometry, largest: bool) -> Array:
+    lost, better = identity(x.dtype, largest), lax.max if largest else lax.min
+    shape = (x.shape[0], *geometry.output, x.shape[-1])
+    if 0 in geometry.input or 0 in geometry.output:
+        return jnp.full(shape, lost, x.dtype)
+    if not _direct(geometry):
+        return _reduced(views.windowed(x, geometry, lost), lost, better)
+    seen = [views.masked(where, show(x), lost) for _, where, show in views.under(geometry)]
+    return functools.reduce(better, seen) if seen else jnp.full(shape, lost, x.dtype)
 
 
-def _reduced(x: Array, geometry: Geometry, initial: Any, operation: Callable[[Array, Array], Array]) -> Array:
-    """lax's own, which is fast forward where windows do not overlap."""
-    pads = ((0, 0), *((axis.low, axis.high) for axis in geometry.axes), (0, 0))
-    sizes = ((1, *geometry.window, 1), (1, *(axis.stride for axis in geometry.axes), 1))
-    dilation = (1, *(axis.dilation for axis in geometry.axes), 1)
-    return lax.reduce_window(x, jnp.array(initial, x.dtype), operation, *sizes, pads, window_dilation=dilation)
+def _reduced(x: Array, initial: Any, operation: Any) -> Array:
+    """The reduction over the window axes of an array as views.windowed makes it."""
+    return lax.reduce(x, jnp.array(initial, x.dtype), operation, tuple(range(2, x.ndim - 1, 2)))
 
 
-def _best_along(padded: Array, dim: int, axis: Axis, better: Callable[[Array, Array], Array]) -> Array:
-    challenge = lambda tap, best: better(best, _slide(padded, dim, axis, tap))
-    return _each(axis.window, challenge, _slide(padded, dim, axis, 0))
+def _index(x: Array, best: Array, code: Array | None = None, *, geometry: Geometry, scale: int, dtype: Any) -> Array:
+    """The least number of a tap that is hit: scale * tap + its code so far. The last tap's where all is padding."""
+    found, last = None, geometry.taps * scale - 1
+    if 0 in geometry.input or 0 in geometry.output:
+        return jnp.full(best.shape, last, dtype)
+    none = jnp.int32(NONE)
+    if _direct(geometry):
+        for tap, where, show in views.under(geometry):
+            number = jnp.int32(tap * scale)
+            number = number if code is None else number + show(code).astype(jnp.int32)
+            number = jnp.where(long_windows.hit(show(x), best) & where, number, none)
+            found = number if found is None else lax.min(found, number)
+    else:
+        number = jnp.asarray(_numbers(geometry, scale))
+        if code is not None:
+            number = number + views.windowed(code, geometry, 0).astype(jnp.int32)
+        hits = long_windows.hit(
+            views.windowed(x, geometry, 0), lax.expand_dims(best, range(2, 2 * geometry.rank + 1, 2))
+        )
+        found = _reduced(jnp.where(hits, number, none), NONE, lax.min)
+    return jnp.full(best.shape, last, dtype) if found is None else lax.min(found, jnp.int32(last)).astype(dtype)
 
 
-def _winner_along(
-    best: Array, code: Array, dim: int, axis: Axis, scale: int, lost: Any, largest: bool
-) -> tuple[Array, Array]:
-    """The first best of each window along one axis, and its code: its code so far plus scale * tap."""
-    values, codes = _pad(best, dim, axis.low, axis.high, lost), _pad(code, dim, axis.low, axis.high, 0)
-    first = np.array([min(axis.taps_inside(p), default=0) for p in range(axis.output)])
-    first = first.reshape([-1 if j == dim else 1 for j in range(best.ndim)])
-
-    def challenge(tap: Any, held: tuple[Array, Array]) -> tuple[Array, Array]:
-        best, code = held
-        rival = _slide(values, dim, axis, tap)
-        named = _slide(codes, dim, axis, tap) + jnp.asarray(tap * scale).astype(code.dtype)
-        wins = _beats(rival, best, largest)
-        if not isinstance(tap, int) or (first == tap).any():
-            wins |= jnp.asarray(first == tap)  # the first tap on an element: padding loses to it, even if it is -inf
-        return jnp.where(wins, rival, best), jnp.where(wins, named, code)
-
-    return _each(axis.window, challenge, (_slide(values, dim, axis, 0), _slide(codes, dim, axis, 0)))
-
-
-def _codes(axis: Axis, shift: Any, scale: int) -> Any:
-    """Along one axis: scale * the tap that sees element a from the shift-th last window over it; -1 if none."""
-    place = np.arange(axis.input) + axis.low
-    last = place // axis.stride - shift
-    offset = place - last * axis.stride
-    tap = offset // axis.dilation
-    seen = (tap * axis.dilation == offset) & (tap < axis.window) & (last >= 0) & (last < axis.output)
-    return (jnp if isinstance(last, jax.Array) else np).where(seen, tap * scale, -1)
+def _numbers(geometry: Geometry, scale: int) -> np.ndarray:
+    """scale * tap of every place, as views.windowed lays them out; NONE in the padding."""
+    number, inside, ndim = 0, True, 2 * geometry.rank + 2
+    for i, axis in enumerate(geometry.axes):
+        tap = np.arange(axis.window)
+        element = np.arange(axis.output)[:, None] * axis.stride + tap * axis.dilation - axis.low
+        here = (element >= 0) & (element < axis.input)
+        shape = [1] * ndim
+        shape[2 * i + 1 : 2 * i + 3] = here.shape
+        number = number * axis.window + along(tap, 2 * i + 2, ndim)
+        inside = inside & (True if here.all() else here.reshape(shape))
+    return np.where(inside, number * scale, NONE).astype(np.int32)
 
 
 def scatter(g: Array, index: Array, *, geometry: Geometry, platform: str) -> Array:
     """dx[a] = sum over the windows that see a of where(index == tap, g, 0): all but the winner get 0."""
-    del platform
-    scales = [math.prod(geometry.window[i + 1 :]) for i in range(geometry.rank)]
-    g_wide, index = g.astype(_wide(g.dtype)), index.astype(jnp.int32)
-    counts = [-(-axis.reach // axis.stride) for axis in geometry.axes]
-    zero = jnp.zeros((), g_wide.dtype)
-
-    def won(shifts: Sequence[Any]) -> Array:
-        """What each element wins of the window that is shifts[i] places before the last one over it along axis i."""
-        code, valid, seen, named = 0, True, g_wide, index
-        for i, (axis, shift, scale) in enumerate(zip(geometry.axes, shifts, scales, strict=True)):
-            codes = _codes(axis, shift, scale).reshape([-1 if j == i else 1 for j in range(geometry.rank)])
-            code, valid = code + codes, valid & (codes >= 0)
-            seen, named = (_spread_axis(v, i + 1, axis, shift) for v in (seen, named))
-        code = jnp.where(valid, code, -1)[..., None].astype(jnp.int32)  # index's type, with x64 too
-        return jnp.where(named == code, seen, zero)
-
-    if math.prod(counts) <= UNROLLED:
-        total = functools.reduce(lax.add, map(won, itertools.product(*map(range, counts))))
-    else:
-        add = lambda number, total: total + won(jnp.unravel_index(number, counts))
-        total = lax.fori_loop(
-            0, math.prod(counts), add, jnp.zeros((g.shape[0], *geometry.input, g.shape[-1]), zero.dtype)
-        )
-    return total.astype(g.dtype)
+    total, code, dtype = g, index, g.dtype
+    counts = [Blocks(axis).shifts for axis in geometry.axes]
+    stages = views.stages(geometry, counts, SHIFTS)
+    for stage in stages:
+        part = views.only(geometry, stage, total.shape[1:-1])
+        scale = math.prod(geometry.window[stage.stop :])
+        target = dtype if stage is stages[-1] else views.wide(dtype)
+        if math.prod(counts[i] for i in stage) > SHIFTS:
+            total, code = long_windows.scatter(total, code, part, scale)
+            total = total.astype(target)
+            continue
+        given = apart(functools.partial(_given, geometry=part, scale=scale, dtype=target), platform)
+        rest = apart(functools.partial(_rest, geometry=part, scale=scale), platform)
+        total, code = given(total, code), None if stage is stages[-1] else rest(code)
+    return total
 
 
-def _spread_axis(g: Array, dim: int, axis: Axis, shift: Any) -> Array:
-    """g at the shift-th last window that sees each element along one axis; anything where there is none."""
-    place = (np.arange(axis.input) + axis.low) // axis.stride - shift
-    return jnp.take(g, place.clip(0, axis.output - 1), axis=dim, mode="clip")
+def _won(code: Array, taps: Sequence[np.ndarray], geometry: Geometry, scale: int) -> tuple[Array, Array]:
+    """Whether `code` names, for each phase, its tap of the axes so far, and what it then names of the others."""
+    rest = code.astype(jnp.int32)
+    for i, tap in enumerate(taps):
+        step = math.prod(geometry.window[i + 1 :]) * scale
+        rest = rest - jnp.asarray(np.where(tap >= 0, tap * step, -NONE).astype(np.int32))
+    return (rest == 0 if scale == 1 else (rest >= 0) & (rest < scale)), rest
+
+
+def _given(g: Array, code: Array, *, geometry: Geometry, scale: int, dtype: Any) -> Array:
+    """What each element gets of the windows whose winner it is, along the axes of one stage."""
+    wide = views.wide(g.dtype)
+
+    given = []
+    for taps, show, end in views.over(geometry):
+        won, _ = _won(show(code), taps, geometry, scale)
+        given.append(end(jnp.where(won, show(g).astype(wide), jnp.zeros((), wide))))
+    return _joined(given, lax.add, g, geometry, wide).astype(dtype)
+
+
+def _rest(code: Array, *, geometry: Geometry, scale: int) -> Array:
+    """What the windows that an element has won name of the other axes: all the same, the first best of its row."""
+    named = []
+    for taps, show, end in views.over(geometry):
+        won, rest = _won(show(code), taps, geometry, scale)
+        named.append(end(jnp.where(won, rest, jnp.int32(0))))
+    return _joined(named, lax.max, code, geometry, jnp.int32).astype(code.dtype)
+
+
+def _joined(given: Sequence[Array], operation: Any, like: Array, geometry: Geometry, dtype: Any) -> Array:
+    """The operation over what all windows that see an element give it."""
+    if not given:
+        return jnp.zeros((like.shape[0], *geometry.input, like.shape[-1]), dtype)
+    return functools.reduce(operation, given)
 
 
 def gather(x: Array, index: Array, *, geometry: Geometry, platform: str) -> Array:
     """The padded input under the tap that index names."""
-    x, geometry = windows.crop(x, geometry)
     if geometry.taps > GATHERED:
         return read(x, _elements(index, geometry), platform=platform)
-    padded = windows.pad(x, geometry)
-    y = jnp.zeros(index.shape, x.dtype)
-    for number, tap in enumerate(itertools.product(*map(range, geometry.window))):
-        y = jnp.where(index == number, windows.under_tap(padded, geometry, tap), y)
-    return y
+    taken = [
+        jnp.where((index == number) & where, show(x), jnp.zeros((), x.dtype))
+        for number, where, show in views.under(geometry)
+    ]
+    return functools.reduce(lax.add, taken) if taken else jnp.zeros(index.shape, x.dtype)
 
 
 def _elements(index: Array, geometry: Geometry) -> Array:
@@ -209,48 +227,6 @@ def _elements(index: Array, geometry: Geometry) -> Array:
         number = number * axis.input + element
         inside = inside & (element >= 0) & (element < axis.input)
     return jnp.where(inside, number, -1)
-
-
-def window_sum(x: Array, *, geometry: Geometry, dtype: Any, platform: str) -> Array:
-    """The sum over each window, one axis after the other."""
-    del platform
-    x, geometry = windows.crop(x, geometry)
-    total = x.astype(_wide(dtype))
-    if all(map(_apart, geometry.axes)):
-        return _reduced(total, geometry, 0, lax.add).astype(dtype)
-    for i in reversed(range(geometry.rank)):
-        axis, dim = geometry.axes[i], i + 1
-        total = _sum_taps(_pad(total, dim, axis.low, axis.high, 0), dim, axis)
-    return total.astype(dtype)
-
-
-def window_spread(g: Array, *, geometry: Geometry, dtype: Any, platform: str) -> Array:
-    """The sum over the windows that see each element: g, dilated by the stride, under a window turned round."""
-    del platform
-    if 0 in geometry.input:  # cropped to nothing: there is no element that a window could see
-        return jnp.zeros((g.shape[0], *geometry.input, g.shape[-1]), dtype)
-    total = g.astype(_wide(g.dtype))
-    for i in range(geometry.rank):
-        if geometry.axes[i].dilation == 1 and _apart(geometry.axes[i]):
-            total = _repeated(total, i + 1, geometry.axes[i])
-            continue
-        axis, dim = geometry.axes[i].for_input_grad(), i + 1
-        widths = [(axis.low, axis.high, axis.input_dilation - 1) if j == dim else (0, 0, 0) for j in range(g.ndim)]
-        padded = lax.pad(total, jnp.zeros((), total.dtype), widths)
-        total = _sum_taps(padded, dim, axis)
-    return total.astype(dtype)
-
-
-def _repeated(g: Array, dim: int, axis: Axis) -> Array:
-    """Along one axis whose windows do not overlap: g at each element of its window, 0 between windows."""
-    step = axis.window if axis.output == 1 else axis.stride
-    shape = (*g.shape[: dim + 1], axis.window, *g.shape[dim + 1 :])
-    g = lax.broadcast_in_dim(g, shape, [i for i in range(len(shape)) if i != dim + 1])
-    zero = jnp.zeros((), g.dtype)
-    g = lax.pad(g, zero, [(0, step - axis.window if i == dim + 1 else 0, 0) for i in range(len(shape))])
-    g = g.reshape(*shape[:dim], axis.output * step, *shape[dim + 2 :])
-    high = axis.input + axis.low - axis.output * step
-    return lax.pad(g, zero, [(-axis.low, high, 0) if i == dim else (0, 0, 0) for i in range(g.ndim)])
 
 
 def write(y: Array, indices: Array, *, space: tuple[int, ...], platform: str) -> Array:

@@ -16,7 +16,7 @@ from jax import lax
 
 from jconv import _jax
 from jconv import pool_products as pooling
-from jconv.algorithms import lax_conv, pools, windows
+from jconv.algorithms import lax_conv, pools, sums, views, windows
 from jconv.geometry import Geometry
 from jconv.products import How
 from jconv.rewriting.walk import Done
@@ -119,18 +119,27 @@ def scatter(primitive: Any, g: Array, index: Array, *, geometry: Geometry) -> Do
     return Done(_transposed(f, (g.shape[0], *geometry.input, g.shape[-1]), g), "a gather, transposed by jax")
 
 
-def window_sum(primitive: Any, x: Array, *, geometry: Geometry, dtype: Any) -> Done:
-    """lax's window reduction."""
+def window_sum(primitive: Any, x: Array, *, geometry: Geometry, dtype: Any, divisor: sums.Divisor) -> Done:
+    """lax's window reduction, divided."""
     del primitive
-    return Done(_reduced(x, geometry, 0, lax.add).astype(dtype), "lax.reduce_window")
+    total = _reduced(x, geometry, 0, lax.add)
+    if divisor is not None:
+        total = total.astype(views.wide(dtype))
+        total = total / jnp.asarray(sums.size(geometry, divisor), total.dtype)
+    return Done(total.astype(dtype), "lax.reduce_window")
 
 
-def window_spread(primitive: Any, g: Array, *, geometry: Geometry, dtype: Any) -> Done:
+def window_spread(primitive: Any, g: Array, *, geometry: Geometry, dtype: Any, divisor: sums.Divisor) -> Done:
     """The transpose of lax's window reduction that jax derives."""
     if not jnp.issubdtype(g.dtype, jnp.inexact):
-        return defined(primitive, g, geometry=geometry, dtype=dtype)
+        return defined(primitive, g, geometry=geometry, dtype=dtype, divisor=divisor)
+    share = g
+    if divisor is not None:
+        size = sums.size(geometry, divisor)
+        share = g.astype(views.wide(g.dtype))
+        share = share / jnp.asarray(np.where(size == 0, 1, size), share.dtype)
     f = lambda x: _reduced(x, geometry, 0, lax.add)
     return Done(
-        _transposed(f, (g.shape[0], *geometry.input, g.shape[-1]), g).astype(dtype),
+        _transposed(f, (g.shape[0], *geometry.input, g.shape[-1]), share).astype(dtype),
         "lax.reduce_window, transposed by jax",
     )
