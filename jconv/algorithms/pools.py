@@ -165,7 +165,7 @@ def scatter(g: Array, index: Array, *, geometry: Geometry, platform: str) -> Arr
             continue
         given = apart(functools.partial(_given, geometry=part, scale=scale, dtype=target), platform)
         rest = apart(functools.partial(_rest, geometry=part, scale=scale), platform)
-        total, code = given(total, code), None if stage is stages[-1] else rest(code)
+        total, code = given(total, code), code if stage is stages[-1] else rest(code)
     return total
 
 
