@@ -1,0 +1,101 @@
+"""What a pooling compiles to on a CPU: no arrays between, no gathering of a divided batch, a bounded program."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jconv
+from jconv import reference
+
+GATHERS = """
+import jax, jax.numpy as jnp, jconv
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+x = jax.device_put(jnp.ones((8, 12, 12, 4)), NamedSharding(Mesh(jax.devices(), "batch"), PartitionSpec("batch")))
+overlap, apart, whole, long = (3, 3, 2, 1), (2, 2, 2, 0), (12, 12, 1, 0), (11, 11, 1, 5)
+for pool in (jconv.max_pool, jconv.avg_pool):
+    for rows, columns, stride, pad in (overlap, apart, whole, long):
+        f = lambda x: jax.vjp(lambda x: pool(x, (rows, columns), stride, pad), x)
+        step = jax.jit(lambda x: (lambda y, pull: (y, *pull(y)))(*f(x)))
+        text = step.lower(x).compile().as_text()
+        assert "all-gather" not in text and "all-reduce" not in text, (pool, rows)
+        print("divided")
+"""
+
+
+def test_a_divided_batch_stays_divided():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run([sys.executable, "-c", GATHERS], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["divided"] * 8
+
+
+def compiled(pool, shape, window, strides, padding):
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def step(x, g):
+        y, pull = jax.vjp(lambda x: pool(x, window, strides, padding), x)
+        return y, *pull(g)
+
+    g = jax.eval_shape(lambda x: pool(x, window, strides, padding), x)
+    return jax.jit(step).lower(x, g).compile()
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="how XLA:CPU fuses")
+@pytest.mark.parametrize("pool", [jconv.max_pool, jconv.avg_pool], ids=["max", "avg"])
+@pytest.mark.parametrize(
+    ("shape", "window", "strides", "padding"),
+    [
+        ((2, 32, 32, 64), (3, 3), 2, ((0, 1), (0, 1))),
+        ((2, 33, 33, 64), (3, 3), 2, 1),
+        ((2, 28, 28, 64), (3, 3), 1, 1),
+        ((2, 32, 32, 64), (2, 2), 2, 0),
+        ((2, 2049, 64), (4,), 4, 0),
+        ((2, 2048, 64), (3,), 2, 1),
+        ((2, 8, 15, 15, 32), (2, 2, 2), 2, ((0, 0), (0, 1), (0, 1))),
+    ],
+    ids=str,
+)
+def test_nothing_is_written_down_between(pool, shape, window, strides, padding):
+    """Of a maximum the index alone, one byte a place; of an average nothing."""
+    program = compiled(pool, shape, window, strides, padding)
+    places = np.prod(jax.eval_shape(lambda: jconv.max_pool(jnp.zeros(shape), window, strides, padding)).shape)
+    slack = 8192  # constants of the gathers, alignment
+    memory = program.memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes <= (places if pool is jconv.max_pool else 0) + slack
+
+
+@pytest.mark.parametrize(
+    ("space", "window", "strides", "padding"),
+    [
+        ((40,), (37,), 1, 9),
+        ((50,), (37,), 3, 9),
+        ((100,), (100,), 1, 0),
+        ((12, 11), (12, 11), 1, 0),
+        ((80,), (66,), 66, 7),
+    ],
+    ids=str,
+)
+def test_long_windows(space, window, strides, padding):
+    """Ties, -inf and NaN in windows that are reduced in steps, folded or looped over: the first winner, exactly."""
+    generator = np.random.default_rng(0)
+    x = generator.integers(-2, 3, (2, *space, 3)).astype(np.float32)
+    x[0, ..., 0][generator.random(space) < 0.1] = np.nan
+    x[1, ..., 1] = -np.inf
+    pads = ((padding, padding),) * len(space)
+    arguments = {"window_shape": window, "strides": strides, "padding": pads}
+    y, indices = reference.max_pool(x, **arguments, return_indices=True)
+    got, seen = jconv.max_pool(x, **arguments, return_indices=True)
+    np.testing.assert_array_equal(got, y)
+    np.testing.assert_array_equal(seen, indices)
+    g = generator.integers(-3, 4, y.shape).astype(np.float32)
+    dx = jax.vjp(functools.partial(jconv.max_pool, **arguments), x)[1](g)[0]
+    want = np.zeros((2, int(np.prod(space)), 3), np.float32)
+    np.add.at(want, (np.arange(2)[:, None, None], indices.reshape(2, -1, 3), np.arange(3)), g.reshape(2, -1, 3))
+    np.testing.assert_array_equal(dx, want.reshape(x.shape))
