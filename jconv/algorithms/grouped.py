@@ -126,7 +126,7 @@ def kernel_grad(
     images = _images(x, geometry, out, groups)
 
     def group(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-        run = lambda x, g: _by_rows(x, g, _dense(geometry), lambda *part: inner(*part, precision, dtype))
+        run = lambda x, g: _by_rows(x, g, _dense(geometry), lambda x, g, part: inner(x, g, part, precision, dtype))
         if images == batch:
             return run(pair[0][0], pair[1][0])
         add = lambda total, part: (total + run(*part), None)
