@@ -45,7 +45,7 @@ class Block(nn.Module):
 STACKED = {"variable_axes": {"params": 0, "batch_stats": 0}, "split_rngs": {"params": True, "dropout": True}}
 LIFTED = {
     "scan": nn.scan(Block, length=3, **STACKED),
-    "vmap": nn.vmap(Block, in_axes=(0, None), **STACKED),
+    "vmap": nn.vmap(Block, in_axes=(0, None), **STACKED),  # pyright: ignore[reportArgumentType]
     "remat": nn.remat(Block),
     "jit": nn.jit(Block),
 }
