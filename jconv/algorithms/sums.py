@@ -70,7 +70,7 @@ def window_sum(x: Array, *, geometry: Geometry, dtype: Any, divisor: Divisor = N
         part, last = views.only(geometry, stage, total.shape[1:-1]), stage is stages[-1]
         one = np.array(1)
         separate = not any(map(_shares, part.axes))
-        if part.taps > TAPS_APART and long_windows.covers(part):
+        if part.taps > TAPS and long_windows.covers(part):
             total = long_windows.folded(lambda x, number: x.astype(wide), total, lax.add, 0, platform)
             total = _divided(total, by if last else one).astype(dtype if last else wide)
         elif separate or _direct(part, part.window):
