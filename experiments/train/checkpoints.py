@@ -13,6 +13,7 @@ used. Kept are the last `keep` and the one of best test accuracy.
 import concurrent.futures
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int):
         self._folder, self._keep = folder, keep
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs with tracebacks what it raises here anyway
         self._folder.mkdir(parents=True, exist_ok=True)
         for left in self._folder.glob("*.partial"):  # by a run that was killed
             shutil.rmtree(left)
@@ -91,7 +93,9 @@ class Checkpoints:
             self._orbax.close()
 
     def _failed(self, step: int, error: Exception) -> CheckpointError:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        # Of a chain such as "Error writing ...: Failed writing ...: No space left on device" the end is the reason.
+        reason = error.strerror if isinstance(error, OSError) else lines[0].rsplit(": ", 1)[-1]
         last = self.steps()
         kept = f"the last good one is of step {last[-1]}" if last else "there is none before it"
         return CheckpointError(f"the checkpoint of step {step} could not be written ({reason}); {kept}")
