@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from experiments.train import loop
+from experiments.train import loop, sharding
 from experiments.train.settings import FIELDS, kind, resolve
 
 EXAMPLES = """\b
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _end(status: int, line: str) -> None:
     print(f"train: {' '.join(line.split())}", file=sys.stderr)
-    sys.exit(status)
+    sharding.leave(status)
 
 
 if __name__ == "__main__":

@@ -42,9 +42,15 @@ class Checkpoints:
         self._folder.mkdir(parents=True, exist_ok=True)
         for left in self._folder.glob("*.partial"):  # by a run that was killed
             shutil.rmtree(left)
-        self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        # Of several processes one writes, of arrays that it has whole: orbax must not wait for others. It then takes
+        # and gives NumPy's arrays alone.
+        own = jax.process_index()
+        multi = ocp.options.MultiprocessingOptions
+        who = multi() if jax.process_count() == 1 else multi(own, {own}, barrier_sync_key_prefix="train")
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=who)
+        self._orbax = ocp.AsyncCheckpointer(handler, multiprocessing_options=who)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+        self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree)) if jax.process_count() == 1 else jax.device_get
         self._writing: tuple[int, concurrent.futures.Future[None]] | None = None
 
     def steps(self) -> list[int]:
@@ -141,6 +147,7 @@ class Checkpoints:
             damage = damaged(place)
             if damage is None:
                 abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+                abstract = abstract if jax.process_count() == 1 else jax.device_get(like)
                 tree = self._orbax.restore(place / "state", args=ocp.args.StandardRestore(abstract))  # pyright: ignore
                 return tree, self.info(step), problems
             problems.append(f"the checkpoint of step {step} is damaged: {damage}")

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from experiments.train import checkpoints, data, metrics, nonfinite, report, shown
+from experiments.train import checkpoints, data, metrics, nonfinite, report, sharding, shown
 from experiments.train import step as steps
 from experiments.train.models import MODELS
 from experiments.train.report import files
@@ -146,6 +146,7 @@ class Plan:
     per_epoch: int  # steps
     total: int  # steps
     mirror: np.ndarray  # alternating flip: whether an image is mirrored in even epochs
+    layout: sharding.Layout = sharding.ONE_DEVICE
 
     def batch(self, images: np.ndarray, labels: np.ndarray, epoch: int, place: int) -> steps.Batch:
         """A batch as the step takes it; `place` is its number in the epoch."""
@@ -160,7 +161,7 @@ class Plan:
         return {"images": images, "labels": labels, "mirror": mirror}
 
 
-def make_plan(settings: Settings, dataset: data.Dataset) -> Plan:
+def make_plan(settings: Settings, dataset: data.Dataset, layout: sharding.Layout = sharding.ONE_DEVICE) -> Plan:
     """Counts the steps; ValueError where there are none."""
     size = len(dataset.train.labels)
     per_epoch = size // settings.batch
@@ -170,7 +171,7 @@ def make_plan(settings: Settings, dataset: data.Dataset) -> Plan:
         raise ValueError(f"crop={settings.crop}: must be less than the images' {dataset.train.images.shape[1:3]}")
     total = min(settings.epochs * per_epoch, settings.steps or settings.epochs * per_epoch)
     mirror = np.random.default_rng(settings.seed).random(size) < 0.5
-    return Plan(settings, MODELS[settings.model], dataset, per_epoch, total, mirror)
+    return Plan(settings, MODELS[settings.model], dataset, per_epoch, total, mirror, layout)
 
 
 def first_state(plan: Plan) -> steps.State:
@@ -187,29 +188,37 @@ def first_state(plan: Plan) -> steps.State:
 
 def make_training(plan: Plan, rules: str, state: steps.State) -> Training:
     """A training at `state`, everything that it runs compiled: no step after this compiles anything."""
-    settings, dataset = plan.settings, plan.dataset
+    settings, dataset, layout = plan.settings, plan.dataset, plan.layout
     like = lambda images, size: np.zeros((size, *images.shape[1:]), np.uint8)
     arguments = (settings, plan.model, rules)
-    step = jax.jit(steps.make_step(*arguments, plan.total, dataset.mean, dataset.std), donate_argnums=0)
+    step = steps.make_step(*arguments, plan.total, dataset.mean, dataset.std, layout.gathered)
+    step = layout.jit(step, state, None, donate_argnums=0)
     batch = plan.batch(like(dataset.train.images, settings.batch), np.zeros(settings.batch, np.int32), 0, 0)
     params, model_state = state.evaluated
-    images = like(dataset.test.images, min(EVALUATION_BATCH, len(dataset.test.labels)))
+    images = layout.put_batch(like(dataset.test.images, _evaluation_batch(dataset.test, layout)))
 
     def evaluation(views: int) -> Any:
-        logits = jax.jit(steps.make_logits(*arguments, dataset.mean, dataset.std, views))
-        return logits.lower(params, model_state, images).compile()
+        logits = steps.make_logits(*arguments, dataset.mean, dataset.std, views)
+        whole = layout.jit(lambda params, *rest: logits(layout.gathered(params), *rest))
+        return whole.lower(params, model_state, images).compile()
 
     evaluate = evaluation(1)
     final = evaluate if settings.views == 1 else evaluation(settings.views)
-    return Training(rules, step.lower(state, batch).compile(), state, evaluate, final)
+    return Training(rules, step.lower(state, layout.put_batch(batch)).compile(), state, evaluate, final)
 
 
-def test(logits: Any, state: steps.State, split: data.Split) -> tuple[float, float, np.ndarray]:
+def _evaluation_batch(split: data.Split, layout: sharding.Layout) -> int:
+    return layout.rows(min(EVALUATION_BATCH, len(split.labels)))
+
+
+def test(
+    logits: Any, state: steps.State, split: data.Split, layout: sharding.Layout
+) -> tuple[float, float, np.ndarray]:
     """(accuracy, mean cross-entropy, logits) on the test images."""
     params, model_state = state.evaluated
     found = []
-    for images, _, mask in data.evaluation_batches(split, min(EVALUATION_BATCH, len(split.labels))):
-        found.append(np.asarray(logits(params, model_state, images))[np.asarray(mask, bool)])
+    for images, _, mask in data.evaluation_batches(split, _evaluation_batch(split, layout)):
+        found.append(np.asarray(logits(params, model_state, layout.put_batch(images)))[np.asarray(mask, bool)])
     values = np.concatenate(found)
     wide = values.astype(np.float64)
     wide -= wide.max(1, keepdims=True)
@@ -222,8 +231,9 @@ def make_agreement(plan: Plan) -> Any:
 
     def agreement(state: steps.State, batch: steps.Batch) -> dict[str, jax.Array]:
         images, labels = steps.prepare(plan.settings, state, batch, plan.dataset.mean, plan.dataset.std)
+        params = plan.layout.gathered(state.params)
         ours, theirs = (
-            steps.make_gradients(plan.settings, plan.model, rules)(state.params, state.state, images, labels)[-1]
+            steps.make_gradients(plan.settings, plan.model, rules)(params, state.state, images, labels)[-1]
             for rules in ("jconv", "automatic")
         )
         norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x)))
@@ -244,20 +254,22 @@ class Run:
         self.names = ("jconv", "automatic") if settings.rules == "both" else (settings.rules,)
         self.shown = shown.Shown(console, plan.total, self.names)
         self.store = checkpoints.Checkpoints(folder / "checkpoints", settings.keep)
-        self.stopping = False
+        self.asked, self.stopping = False, False  # to stop: this process by a signal; all processes, agreed
         self.accuracy: float | None = None  # the first training's, on the test images, at the end of an epoch
         state = first_state(plan)
         if not (folder / "initial.npz").exists():
             with metrics.naming(folder / "initial.npz"):
                 files.save_parameters(folder / "initial.npz", state.params, state.state)
         states = {name: jax.tree.map(jnp.array, state) for name in self.names}
-        found, info, problems = self.store.restore(states)
+        found, info, problems = self.store.restore(states) if sharding.leads() else (None, {}, [])
         for problem in problems:
             self.shown.tell(f"{problem}; going on from the one before it")
-        states = states if found is None else found
+        resumed = sharding.any_process(found is not None)
+        states = sharding.sent(states if found is None else found) if resumed else states
+        states = plan.layout.put_state(states)
         self.trainings = [make_training(plan, name, states[name]) for name in self.names]
         self.step = int(self.trainings[0].state.step)
-        if found is not None:
+        if resumed:
             self.shown.tell(f"going on from step {self.step}")
         for training, file in zip(self.trainings, ("metrics.jsonl", "metrics_automatic.jsonl")):
             training.lines = metrics.Lines(folder / file, self.step)
@@ -266,10 +278,10 @@ class Run:
             training.last = told.get("last", {})
         self.agreement, self.agreed = None, None
         if len(self.names) > 1:
-            batch = self._batch_of(0)
-            self.agreement = jax.jit(make_agreement(plan)).lower(self.trainings[0].state, batch).compile()
+            batch = plan.layout.put_batch(self._batch_of(0))
+            self.agreement = plan.layout.jit(make_agreement(plan)).lower(self.trainings[0].state, batch).compile()
             self.agreed = metrics.Lines(folder / "agreement.jsonl", self.step)
-        self.store.warm({each.rules: each.state for each in self.trainings})
+        self.store.warm(plan.layout.local({each.rules: each.state for each in self.trainings}))
 
     def _batch_of(self, step: int) -> steps.Batch:
         """The batch of any step, read again."""
@@ -283,7 +295,7 @@ class Run:
 
     def stop(self, *_: Any) -> None:
         """Asks the run to end after this step, with a checkpoint: what SIGTERM and Ctrl-C do."""
-        self.stopping = True
+        self.asked = True
 
     def train(self) -> bool:
         """All steps that are left; False where it was asked to stop before the last."""
@@ -308,9 +320,10 @@ class Run:
         with contextlib.closing(batches):
             mark = time.perf_counter()
             for images, labels in batches:
-                batch = plan.batch(images, labels, epoch, self.step % plan.per_epoch)
+                batch = plan.layout.put_batch(plan.batch(images, labels, epoch, self.step % plan.per_epoch))
                 last = self.step + 1 in (plan.total, (epoch + 1) * plan.per_epoch)
                 logged = (self.step + 1) % settings.log_every == 0 or self.step + 1 == plan.total
+                self.stopping = sharding.agreed(self.asked, ask=logged or last)
                 due = (self.step + 1) % settings.checkpoint_every == 0 or self.stopping
                 if logged and self.agreement is not None:
                     agreed = jax.block_until_ready(self.agreement(self.trainings[0].state, batch))
@@ -347,7 +360,7 @@ class Run:
         """The line of an epoch."""
         for training in self.trainings:
             training.check()
-            accuracy, loss, _ = test(training.evaluate, training.state, self.plan.dataset.test)
+            accuracy, loss, _ = test(training.evaluate, training.state, self.plan.dataset.test, self.plan.layout)
             assert training.lines is not None
             values = {"test_accuracy": accuracy, "test_loss": loss, "waited_seconds": waited}
             training.lines.write(step=self.step, epoch=epoch, **values)
@@ -362,15 +375,22 @@ class Run:
         told = {
             each.rules: {"seconds": each.seconds, "images": each.images, "last": each.last} for each in self.trainings
         }
-        states = {each.rules: each.state for each in self.trainings}
-        self.store.save(self.step, states, {"test_accuracy": self.accuracy, "trainings": told})
+        states = self.plan.layout.local({each.rules: each.state for each in self.trainings})
+        if sharding.leads():
+            self.store.save(self.step, states, {"test_accuracy": self.accuracy, "trainings": told})
         self.accuracy = None  # measured for this step alone
 
     def _explained(self, rules: str) -> str:
         training = next(each for each in self.trainings if each.rules == rules)
         done = int(training.state.step)
         dataset = self.plan.dataset
-        arguments = (self.plan.settings, self.plan.model, rules, training.state, self._batch_of(done))
+        arguments = (
+            self.plan.settings,
+            self.plan.model,
+            rules,
+            self.plan.layout.local(training.state),
+            self._batch_of(done),
+        )
         layer = nonfinite.where(*arguments, dataset.mean, dataset.std)
         self.store.wait()
         last = self.store.steps()
@@ -381,16 +401,16 @@ class Run:
         """Writes the files and lines of the end; what each training came to, by its rules."""
         results, dataset = {}, self.plan.dataset
         for number, training in enumerate(self.trainings):
-            accuracy, loss, logits = test(training.final_evaluate, training.state, dataset.test)
+            accuracy, loss, logits = test(training.final_evaluate, training.state, dataset.test, self.plan.layout)
             values = {
                 "step": self.step,
-                "loss": training.last["loss"],
+                "loss": training.last.get("loss"),
                 "test_accuracy": accuracy,
                 "test_loss": loss,
                 "seconds": training.seconds,
                 "images_per_second": training.images / max(training.seconds, 1e-9),
             }
-            params, state = training.state.evaluated
+            params, state = self.plan.layout.local(training.state).evaluated
             name = "final.npz" if number == 0 else f"final_{training.rules}.npz"
             with metrics.naming(self.folder / name):
                 files.save_parameters(self.folder / name, params, state)
@@ -432,7 +452,18 @@ def run(settings: Settings, console: Console) -> None:
       ValueError: a setting does not fit the data or the folder.
       NotFinite, CheckpointError, OSError: the run could not go on.
     """
-    with claimed(settings) as folder:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(
+            sharding.processes(settings.distributed, settings.coordinator, settings.process, settings.processes)
+        )
+        devices = 0 if settings.distributed else settings.devices
+        layout = sharding.make_layout(devices, settings.fsdp, settings.batch, settings.accumulate)
+        folder = stack.enter_context(claimed(settings) if sharding.leads() else sharding.scratch())
+        _run(settings, layout, folder, console if sharding.leads() else Console(quiet=True))
+
+
+def _run(settings: Settings, layout: sharding.Layout, folder: Path, console: Console) -> None:
+    with sharding.leader_first("data"):  # it fills the cache that the others may share
         dataset = data.open_dataset(
             settings.data,
             cache_dir=settings.cache or None,
@@ -440,25 +471,25 @@ def run(settings: Settings, console: Console) -> None:
             workers=settings.workers or None,
             image_size=settings.image_size or None,
         )
-        plan = make_plan(settings, dataset)
-        if settings.overwrite:
-            remove_run(folder)
-        kept = {"resume": False, "overwrite": False}
-        metrics.write_whole(
-            folder / "settings.json", (json.dumps(dict(as_dict(settings)) | kept, indent=1) + "\n").encode()
-        )
-        metrics.write_whole(folder / "classes.json", (json.dumps(list(dataset.classes)) + "\n").encode())
-        images = {"shape": dataset.train.images.shape[1:], "mean": dataset.mean, "std": dataset.std}
-        metrics.write_whole(folder / "images.json", (json.dumps(images) + "\n").encode())
-        for line in (*dataset.notes, *([data.describe(dataset.problems)] if dataset.problems else [])):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-        with contextlib.ExitStack() as stack:
-            going = Run(plan, folder, console)
-            stack.callback(going.close)
-            with signals(going.stop):
-                ended = going.train()
-            results = going.finish() if ended else {}
-        if results:
-            console.print(shown.table(f"{settings.model} on {settings.data}", results))
-        if results and settings.report:
-            console.print(f"report: {report.write(folder)}", markup=False, highlight=False, soft_wrap=True)
+    plan = make_plan(settings, dataset, layout)
+    if settings.overwrite:
+        remove_run(folder)
+    kept = {"resume": False, "overwrite": False, "distributed": False, "coordinator": "", "process": -1, "processes": 0}
+    metrics.write_whole(
+        folder / "settings.json", (json.dumps(dict(as_dict(settings)) | kept, indent=1) + "\n").encode()
+    )
+    metrics.write_whole(folder / "classes.json", (json.dumps(list(dataset.classes)) + "\n").encode())
+    images = {"shape": dataset.train.images.shape[1:], "mean": dataset.mean, "std": dataset.std}
+    metrics.write_whole(folder / "images.json", (json.dumps(images) + "\n").encode())
+    for line in (*dataset.notes, *([data.describe(dataset.problems)] if dataset.problems else [])):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    with contextlib.ExitStack() as stack:
+        going = Run(plan, folder, console)
+        stack.callback(going.close)
+        with signals(going.stop):
+            ended = going.train()
+        results = going.finish() if ended else {}
+    if results and sharding.leads():
+        console.print(shown.table(f"{settings.model} on {settings.data}", results))
+    if results and sharding.leads() and settings.report:
+        console.print(f"report: {report.write(folder)}", markup=False, highlight=False, soft_wrap=True)

@@ -88,6 +88,12 @@ class Settings:
     )
     keep: int = _setting(3, "Last checkpoints that are kept, beside the best.", low=1, changes=False)
     report: bool = _setting(True, "Make the pictures and report.html at the end.", changes=False)
+    devices: int = _setting(1, "Devices that share every batch; 0: all there are.", low=0, changes=False)
+    fsdp: bool = _setting(False, "Divide the parameters and the optimizer's state among the devices.", changes=False)
+    distributed: bool = _setting(False, "This process is one of several that share the run.", changes=False)
+    coordinator: str = _setting("", "ADDRESS:PORT of the first process; empty: ask the cluster.", changes=False)
+    process: int = _setting(-1, "Number of this process, from 0; -1: ask the cluster.", low=-1, changes=False)
+    processes: int = _setting(0, "How many processes there are; 0: ask the cluster.", low=0, changes=False)
     resume: bool = _setting(False, "Go on from what is in the folder.", changes=False)
     overwrite: bool = _setting(False, "Replace the run that is in the folder.", changes=False)
 

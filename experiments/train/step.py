@@ -197,7 +197,8 @@ def make_gradients(settings: Settings, model: types.ModuleType, rules: str) -> C
         if settings.accumulate == 1:
             (loss, (state, accuracy)), grads = graded(params, state, images, labels)
             return loss, state, accuracy, grads
-        split = lambda x: x.reshape(settings.accumulate, -1, *x.shape[1:])
+        # Every so-manieth image is of one part, so that devices that share the batch share every part.
+        split = lambda x: x.reshape(-1, settings.accumulate, *x.shape[1:]).swapaxes(0, 1)
 
         def part(carry: Any, some: Any) -> tuple[Any, None]:
             state, *sums = carry
@@ -213,9 +214,10 @@ def make_gradients(settings: Settings, model: types.ModuleType, rules: str) -> C
 
 
 def make_step(
-    settings: Settings, model: types.ModuleType, rules: str, steps: int, mean: Any, std: Any
-) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """The step, not yet jitted: jit it with its first argument donated."""
+    settings: Settings, model: types.ModuleType, rules: str, steps: int, mean: Any, std: Any,
+    gathered: Callable[[Any], Any] = lambda params: params,
+) -> Callable[[State, Batch], tuple[State, Metrics]]:  # fmt: skip
+    """The step, not yet jitted: jit it with its first argument donated. `gathered` makes parameters whole for use."""
     gradients, update, rate = (
         make_gradients(settings, model, rules),
         optimizer(settings, steps).update,
@@ -224,7 +226,7 @@ def make_step(
 
     def step(old: State, batch: Batch) -> tuple[State, Metrics]:
         images, labels = prepare(settings, old, batch, mean, std)
-        loss, state, accuracy, grads = gradients(old.params, old.state, images, labels)
+        loss, state, accuracy, grads = gradients(gathered(old.params), old.state, images, labels)
         updates, moments = update(grads, old.moments, old.params)
         params: Any = optax.apply_updates(old.params, updates)
         new = averaged(
