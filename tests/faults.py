@@ -96,8 +96,8 @@ def full(data: Path, folder: Path, whole: Path) -> None:
     process = start(data, out, limit=int(1.1 * (whole / "initial.npz").stat().st_size))
     _, error = process.communicate(timeout=600)
     assert process.returncode == 1, error
-    assert error.count("\n") == 1, error
-    assert re.match(r"train: the checkpoint of step \d+ could not be written \(File too large", error), error
+    # Orbax's other writes, which fail too, may say so between the lines: their event loop is closed by then.
+    assert re.search(r"train: the checkpoint of step \d+ could not be written \(File too large", error), error
     whole_ones = sorted(int(path.name) for path in (out / "checkpoints").iterdir() if path.suffix != ".partial")
     assert ("there is none before it" if not whole_ones else f"last good one is of step {whole_ones[-1]}") in error
     finish(start(data, out, resume=True))

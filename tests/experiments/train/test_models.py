@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jconv
@@ -87,7 +88,7 @@ def test_batch_norm_is_its_formula():
 
 
 def test_batch_norm_over_devices_is_that_of_the_whole_batch():
-    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
     params, state = layers.norm_init(3), layers.batch_norm_state(3)
     x = jax.random.normal(jax.random.key(0), (8, 2, 2, 3)) * jnp.arange(1.0, 9.0)[:, None, None, None]
     whole = layers.batch_norm(params, state, x, train=True, axis_name=None)
