@@ -12,6 +12,8 @@ import pytest
 
 import jconv
 from jconv import reference
+from jconv.algorithms import pools
+from jconv.geometry import Axis, Geometry
 
 GATHERS = """
 import jax, jax.numpy as jnp, jconv
@@ -99,3 +101,13 @@ def test_long_windows(space, window, strides, padding):
     want = np.zeros((2, int(np.prod(space)), 3), np.float32)
     np.add.at(want, (np.arange(2)[:, None, None], indices.reshape(2, -1, 3), np.arange(3)), g.reshape(2, -1, 3))
     np.testing.assert_array_equal(dx, want.reshape(x.shape))
+
+
+def test_a_corner_of_four_axes_gets_nothing_from_windows_that_do_not_see_it():
+    """Every window's first tap has won; the last corner is in no window, along any axis."""
+    geometry = Geometry(tuple(Axis(input=5, window=2, output=2, stride=2) for _ in range(4)))
+    g = jnp.ones((1, 2, 2, 2, 2, 1))
+    dx = pools.scatter(g, jnp.zeros(g.shape, jnp.uint8), geometry=geometry, platform="cpu")
+    want = np.zeros((5, 5, 5, 5))
+    want[::2, ::2, ::2, ::2][:2, :2, :2, :2] = 1
+    np.testing.assert_array_equal(dx[0, ..., 0], want)

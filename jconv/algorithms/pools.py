@@ -171,10 +171,10 @@ def scatter(g: Array, index: Array, *, geometry: Geometry, platform: str) -> Arr
 
 def _won(code: Array, taps: Sequence[np.ndarray], geometry: Geometry, scale: int) -> tuple[Array, Array]:
     """Whether `code` names, for each phase, its tap of the axes so far, and what it then names of the others."""
-    rest = code.astype(jnp.int32)
+    rest, unseen = code.astype(jnp.int32), 2**30 // len(taps)  # added once an axis: the sum must not wrap round
     for i, tap in enumerate(taps):
         step = math.prod(geometry.window[i + 1 :]) * scale
-        rest = rest - jnp.asarray(np.where(tap >= 0, tap * step, -NONE).astype(np.int32))
+        rest = rest - jnp.asarray(np.where(tap >= 0, tap * step, -unseen).astype(np.int32))
     return (rest == 0 if scale == 1 else (rest >= 0) & (rest < scale)), rest
 
 

@@ -123,7 +123,8 @@ def _spread(g: Array, *, geometry: Geometry, wide: Any, before: np.ndarray, afte
         seen: Any = True
         for tap in taps:
             seen = seen if (tap >= 0).all() else seen & jnp.asarray(tap >= 0)
-        shape = np.broadcast_shapes(show(shares).shape, *(tap.shape for tap in taps))
+        phases = np.broadcast_shapes(*(tap.shape for tap in taps))  # 1 in the batch, which may be symbolic
+        shape = tuple(n if m == 1 else m for n, m in zip(show(shares).shape, phases, strict=True))
         given.append(end(views.masked(seen, jnp.broadcast_to(show(shares), shape), 0)))
     if not given:
         return jnp.zeros((g.shape[0], *geometry.input, g.shape[-1]), wide)

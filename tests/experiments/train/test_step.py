@@ -171,7 +171,8 @@ def test_lookahead_goes_back_to_its_average_every_five_steps():
         if number == TOTAL:
             chex.assert_trees_all_equal(state.average, before.average)
         if number % 5 == 0:
-            chex.assert_trees_all_equal(state.params, state.average["params"])
+            # XLA may compute the average once for each of the two, and round differently.
+            chex.assert_trees_all_close(state.params, state.average["params"], rtol=1e-6, atol=1e-8)
         else:
             chex.assert_trees_all_equal(state.average, before.average)
     assert optax.tree.norm(jax.tree.map(jnp.subtract, state.params, first.params)) > 0
