@@ -323,8 +323,7 @@ class Run:
                 batch = plan.layout.put_batch(plan.batch(images, labels, epoch, self.step % plan.per_epoch))
                 last = self.step + 1 in (plan.total, (epoch + 1) * plan.per_epoch)
                 logged = (self.step + 1) % settings.log_every == 0 or self.step + 1 == plan.total
-                self.stopping = sharding.agreed(self.asked, ask=logged or last)
-                due = (self.step + 1) % settings.checkpoint_every == 0 or self.stopping
+                due = (self.step + 1) % settings.checkpoint_every == 0
                 if logged and self.agreement is not None:
                     agreed = jax.block_until_ready(self.agreement(self.trainings[0].state, batch))
                     mark = time.perf_counter()
@@ -332,13 +331,14 @@ class Run:
                     training.take(batch, wait=logged or last or due or len(self.trainings) > 1)
                     mark, before = time.perf_counter(), mark
                     training.spent(mark - before, settings.batch)
+                self.stopping = sharding.agreed(self.asked, ask=logged or last)
                 self.step += 1
                 self.shown.advance(self.step)
                 if logged:
                     self._log(epoch, agreed if self.agreement is not None else None)  # pyright: ignore
                 if last:
                     break
-                if due:
+                if due or self.stopping:
                     self._save()
                 if self.stopping:
                     return
