@@ -314,7 +314,10 @@ def test_export_round_trip(name):
     f = jax.jit(FORMS["value_and_grad"](layer.ours))
     exported = jax.export.export(f, platforms=["cpu", "cuda"])(*arrays)
     again = jax.export.deserialize(exported.serialize())
-    chex.assert_trees_all_close(again.call(*arrays), f(*arrays), rtol=1e-6, atol=1e-7)  # compiled apart: a rounding
+    if name == "avg_pool":  # fused otherwise when compiled for several platforms: a rounding
+        chex.assert_trees_all_close(again.call(*arrays), f(*arrays), rtol=1e-6, atol=1e-7)
+    else:
+        chex.assert_trees_all_equal(again.call(*arrays), f(*arrays))
 
 
 def test_export_takes_the_hand_written_gradient_along():
