@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -129,9 +130,17 @@ def define(
     def compiled(params: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
         return jax.jit(functools.partial(primitive.bind, **dict(params)))
 
+    looking = threading.local()  # .closer: jax looks for a NaN's operation in the program that this thread ran
+
     def impl(*arrays: Any, **params: Any) -> Any:
-        with jax.disable_jit(False):  # a product is compiled even so, as every operation of lax is
-            return compiled(tuple(sorted(params.items())))(*arrays)
+        if getattr(looking, "closer", False):  # jax before 0.10 binds the product itself once more, without end
+            return lower(*arrays, platform=jax.default_backend(), **params)
+        looking.closer = True
+        try:
+            with jax.disable_jit(False):  # a product is compiled even so, as every operation of lax is
+                return compiled(tuple(sorted(params.items())))(*arrays)
+        finally:
+            looking.closer = False
 
     primitive.def_impl(impl)
     on_cpu = functools.partial(lower, platform="cpu")

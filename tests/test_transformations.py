@@ -364,13 +364,18 @@ def large(name):
     return np.concatenate([x, 2 * x, -x, x + 1]), kernel, bias
 
 
+def varying(kernel):
+    """The kernel as one that differs from device to device: pcast is jax 0.9's name, pvary the one before."""
+    return lax.pcast(kernel, "i", to="varying") if hasattr(lax, "pcast") else lax.pvary(kernel, "i")
+
+
 SHARDED = {
     # what the devices compute, the specification of its result
     "forward": (lambda f: f, P("i")),
     "gradient inside, summed over the devices": (lambda f: lambda x, k, b: jax.grad(loss(f), (1, 2))(x, k, b), P()),
     "gradient of x inside": (lambda f: lambda x, k, b: jax.grad(loss(f), 0)(x, k, b), P("i")),
     "gradient of every device": (
-        lambda f: lambda x, k, b: jax.grad(loss(f), 1)(x, lax.pcast(k, "i", to="varying"), b)[None],
+        lambda f: lambda x, k, b: jax.grad(loss(f), 1)(x, varying(k), b)[None],
         P("i"),
     ),
     "grad of psum": (lambda f: lambda x, k, b: jax.grad(lambda k: lax.psum(loss(f)(x, k, b), "i"))(k), P()),
