@@ -36,7 +36,7 @@ def accelerate(fun: F) -> F:
     better stays.
 
     The cost is at trace time. Under jit a call costs what it cost; a jitted fun gives a jitted function with the same
-    options. Outside of any jit each operation goes through Python once more, some 50 microseconds.
+    options. Outside of any jit each operation goes through Python once more.
 
     Args:
       fun: a function of anything. It may use flax, equinox, haiku, optax, jax.grad: what counts is what it binds.
