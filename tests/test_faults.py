@@ -1,4 +1,4 @@
-"""A run that is killed, whose disk is full, that is told to stop: tests/faults.py, with two kills."""
+"""A run that is killed, whose disk is full, that is told to stop: tests/faults.py, with five kills."""
 
 import pytest
 
@@ -13,5 +13,5 @@ def place(tmp_path_factory):
 def test_killed_at_random_moments_it_ends_with_the_same_bits(place):
     data = faults.images(place)
     whole, seconds = faults.unhurt(data, place)
-    faults.kill(data, place, whole, seconds, kills=2, seed=0)
+    faults.kill(data, place, whole, seconds, kills=5, seed=0)
     faults.full(data, place, whole)
