@@ -1,5 +1,6 @@
 """Convolution and pooling in JAX whose backward passes are written by hand. See README.md."""
 
+import importlib
 import typing
 
 from jconv import lax
@@ -19,15 +20,19 @@ from jconv.pooling import avg_pool, lp_pool, max_pool, min_pool, sum_pool
 from jconv.rewrite import accelerate, accelerated, automatic, report
 
 if typing.TYPE_CHECKING:
+    from jconv.autotuning import autotune
     from jconv.comparison import compare
     from jconv.explanation import explain
+    from jconv.tuning import Tuning
 
 __all__ = [
+    "Tuning",
     "accelerate",
     "accelerated",
     "adaptive_avg_pool",
     "adaptive_max_pool",
     "automatic",
+    "autotune",
     "avg_pool",
     "compare",
     "conv",
@@ -53,15 +58,20 @@ __all__ = [
 ]
 
 
+# What a training run seldom or never calls: imported when it is first asked for.
+_LATER = {
+    "Tuning": "jconv.tuning",
+    "autotune": "jconv.autotuning",
+    "compare": "jconv.comparison",
+    "explain": "jconv.explanation",
+}
+
+
 def __getattr__(name: str) -> typing.Any:
-    """Import `compare` and `explain`, which a training run never calls, when they are first asked for."""
-    if name == "compare":
-        from jconv.comparison import compare as found
-    elif name == "explain":
-        from jconv.explanation import explain as found
-    else:
+    """Import what stands in _LATER."""
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found
+    globals()[name] = found = getattr(importlib.import_module(_LATER[name]), name)
     return found
 
 

@@ -223,6 +223,11 @@ except AttributeError:  # they got a public name in jax 0.10
 _rewriting = jax.make_user_context(None)
 
 
+def global_of(context: Any) -> Any:
+    """What has set_global and get_global of a jax.make_user_context: itself, or in jax 0.8 what it holds."""
+    return context if hasattr(context, "set_global") else context._obj
+
+
 @contextlib.contextmanager
 def tracing(make: Callable[[Any], Any], key: Any) -> Iterator[None]:
     """Let make(parent), a Trace, see what is bound; it passes on what it likes to `parent`, the current trace."""
@@ -233,6 +238,12 @@ def tracing(make: Callable[[Any], Any], key: Any) -> Iterator[None]:
             stack.enter_context(_rewriting(key))
         stack.enter_context(set_current_trace(make(parent)))
         yield
+
+
+def inside_a_transformation() -> bool:
+    """Whether a trace is current: jit, grad, vmap or a rewriting is running a function."""
+    with take_current_trace() as current, take_current_trace() as top:
+        return current is not top
 
 
 def stand_for(trace: Any, parent: Any) -> None:

@@ -50,7 +50,10 @@ def divided(lower: Callable[..., Any], results: Sequence[Any], splits: Sequence[
     """
     from jax.experimental.custom_partitioning import custom_partitioning  # here, since one device needs none of it
 
+    from jconv import measured  # here, since _jax.py imports this module
+
     x64, matmul_precision = (jax.config.values[f"jax_{name}"] for name in ("enable_x64", "default_matmul_precision"))
+    choice = measured.in_use()
 
     def partition(mesh: Mesh, operands: Any, result: Any) -> Any:
         del mesh  # that of the caller, if one is known at all; _division makes one of the batch alone
@@ -60,7 +63,7 @@ def divided(lower: Callable[..., Any], results: Sequence[Any], splits: Sequence[
 
         def part(*arrays: Any) -> Any:
             # XLA calls from a thread of its own, where no context of the caller holds.
-            with jax.enable_x64(x64), jax.default_matmul_precision(matmul_precision):
+            with jax.enable_x64(x64), jax.default_matmul_precision(matmul_precision), measured.using(choice):
                 if at.partial is None:
                     return jax.tree.leaves(lower(*arrays))
                 return [jax.lax.psum(at.partial(*arrays), AXIS).astype(results[0].dtype)]

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jconv import _jax, convolution
+from jconv import _jax, convolution, measured
 from jconv.algorithms import choose
 
 # For each operator: its pass, and the product of convolution that this pass is.
@@ -130,17 +130,32 @@ def _explanation(equation: Any, platform: str) -> Explanation:
         dtype = plan.result if name == "forward" else plan.operand
         problem = choose.product_problem(product, geometry, batch, channels, out, _sums(dtype))
         forced = plan.how.algorithm[choose.PRODUCTS.index(product)]
-        row = choose.pick(problem, "lax" if empty else forced, "cpu" if platform == "cpu" else "other")
-        able = [r for r in choose.TABLE if r.function(problem.product) is not None and r.applies(problem)]
-        others = tuple((other.name, other.reason) for other in able if other is not row)
+        asked = _asked(equation, name, product, "cpu" if platform == "cpu" else "other")
+        row = choose.pick(problem, "lax" if empty else asked, "cpu" if platform == "cpu" else "other")
+        others = tuple((other.name, other.reason) for other in choose.able(problem) if other is not row)
         flops = choose.flops(geometry, batch, channels, out)
         reason = row.reason
         if forced != "auto" and not empty:
             reason = f"algorithm={forced!r} was asked for"
+        elif asked != "auto" and not empty:
+            reason = "measured: the tuning that is in use says so"
         elif platform != "cpu":
             reason = "one jax.lax convolution: the vendor's library behind it knows best"
         choices.append(Choice(name, product, row.name, reason, flops, others))
     return Explanation(_title(equation.primitive.name, geometry, lhs, channels, out), platform, tuple(choices))
+
+
+def _asked(equation: Any, name: str, product: str, platform: str) -> str:
+    """The name that this pass of an operator asks for: the user's, or that of a tuning in use, or "auto"."""
+    plan, (given, kernel, *bias) = equation.params["plan"], (var.aval for var in equation.invars)
+    first, last = (given.shape, jnp.dtype(plan.operand)), (equation.outvars[0].aval.shape, jnp.dtype(plan.result))
+    x, g = (first, last) if equation.primitive.name == "conv" else (last, first)
+    w = (kernel.shape, jnp.dtype(plan.operand))
+    pair = {"forward": (x, w), "kernel_grad": (x, g), "input_grad": (g, w)}[product]
+    result = plan.operand if name != "forward" else _sums(plan.result) if bias else plan.result
+    lhs, rhs = (jax.ShapeDtypeStruct(*each) for each in pair)
+    number, dtype = choose.PRODUCTS.index(product), jnp.dtype(result)
+    return measured.algorithms(product, number, lhs, rhs, plan.geometry, plan.how, dtype, False, platform)[number]
 
 
 def _sums(dtype: Any) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jconv import _jax
+from jconv import _jax, measured
 from jconv._sharding import Split
 from jconv.algorithms import choose, matmul, windows
 from jconv.geometry import Geometry
@@ -125,8 +125,14 @@ def _plain(form: Any, geometry: Geometry, how: How, dtype: Any, examples: bool) 
 def _compute(
     form: Any, lhs: Array, rhs: Array, *, geometry: Geometry, how: How, dtype: Any, examples: bool, platform: str
 ) -> Array:
+    number = _NUMBERS[form]
+    product = choose.PRODUCTS[number]
+    algorithm = measured.algorithms(product, number, lhs, rhs, geometry, how, dtype, examples, platform)
     with jax.numpy_dtype_promotion("standard"):  # strictness is about the user's own mixing; this one is meant
-        return form(lhs, rhs, geometry, how.precision, dtype, how.algorithm, examples, platform)
+        return form(lhs, rhs, geometry, how.precision, dtype, algorithm, examples, platform)
+
+
+_NUMBERS = {choose.convolve: 0, choose.kernel_grad: 1, choose.input_grad: 2}  # in choose.PRODUCTS
 
 
 # Batching: a vmap over one operand folds into the axis that operand alone has; over both, it becomes `examples`.

@@ -256,16 +256,21 @@ def pick(problem: Problem, algorithm: str = "auto", platform: str = "cpu") -> Ro
     raise ValueError(f"algorithm={algorithm!r} does not apply to {problem}")
 
 
+def able(problem: Problem) -> list[Row]:
+    """The rows of TABLE that can compute `problem`."""
+    return [row for row in TABLE if row.function(problem.product) is not None and row.applies(problem)]
+
+
 def check(fun: str, algorithm: tuple[str, str, str], geometry: Geometry, channels: int, out: int, dtype: Any) -> None:
     """ValueError where an algorithm that the user forces does not apply to its product."""
     for name, product in zip(algorithm, PRODUCTS, strict=True):
         problem = product_problem(product, geometry, 1, channels, out, dtype)
-        able = [row.name for row in TABLE if row.function(problem.product) is not None and row.applies(problem)]
-        if name != "auto" and name not in able:
+        names = [row.name for row in able(problem)]
+        if name != "auto" and name not in names:
             raise ValueError(
                 f"{fun}: algorithm={name!r} does not apply to the {product} product of this layer (window "
                 f"{geometry.window}, strides {tuple(a.stride for a in geometry.axes)}, {geometry.groups} groups); "
-                f"these do: {', '.join(able)}"
+                f"these do: {', '.join(names)}"
             )
 
 
@@ -357,7 +362,7 @@ def kernel_grad(
         wide = dataclasses.replace(geometry, groups=size * groups)
         dw = _run("kernel_grad", _merge(x), _merge(g), wide, precision, dtype, "lax", platform)
         return jnp.moveaxis(dw.reshape(*dw.shape[:-1], size, dw.shape[-1] // size), -2, 0)
-    if examples and algorithm[1] in ("auto", "patches") and _few_at_a_time(x, g, geometry, dtype):
+    if examples and algorithm[1] in ("auto", "patches") and few_at_a_time(x, g, geometry, dtype):
         return _kernel_grads(x, g, geometry, precision, dtype, platform)
     run = functools.partial(
         _run,
@@ -371,7 +376,7 @@ def kernel_grad(
     return _each(run, x, g, examples)
 
 
-def _few_at_a_time(x: jax.Array, g: jax.Array, geometry: Geometry, dtype: Any) -> bool:
+def few_at_a_time(x: Any, g: Any, geometry: Geometry, dtype: Any) -> bool:
     """Whether each example's patches are so few that a batched product of several examples runs from cache."""
     batch = x.shape[1]
     problem = product_problem("kernel_grad", geometry, batch, x.shape[-1], g.shape[-1], dtype)

@@ -1,4 +1,4 @@
-"""`python -m jconv compare` and `python -m jconv explain`."""
+"""`python -m jconv compare`, `python -m jconv explain` and `python -m jconv autotune`."""
 
 import dataclasses
 import difflib
@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
+import jax
 import typer
 
+from jconv.autotuning import autotune
 from jconv.comparison import layer as layers
 from jconv.comparison.forms import first_line
 from jconv.comparison.side_by_side import compare
@@ -40,6 +42,17 @@ EXPLAIN_EXAMPLES = f"""\b
 Examples:
   python -m jconv explain 'conv 8x56x56x128 -> 128 k3 p1 g128'
   python -m jconv explain 'conv_transpose 1x28x28x1024 -> 512 k2 s2' --platform gpu
+
+{LAYER_HELP}"""
+
+AUTOTUNE_EXAMPLES = f"""\b
+Examples:
+  python -m jconv autotune mymodel:step --args mymodel:example_arguments --file tuning.json
+  python -m jconv autotune --layer 'conv 8x28x28x128 -> 128 k3 p1' --file tuning.json
+
+\b
+A program puts the file to use before anything else:
+  jconv.Tuning.load("tuning.json").use()
 
 {LAYER_HELP}"""
 
@@ -94,15 +107,16 @@ def compare_command(
     _need("rich")
     if html is not None:
         _need("matplotlib")
-    if (target is None) == (layer is None):
-        raise Refused("compare: give either MODULE:FUNCTION or --layer; see --help")
+    _one_of("compare", target, layer, args)
     if layer is not None:
-        if args is not None:
-            raise Refused("compare: --args belongs to MODULE:FUNCTION; a layer brings its own arguments")
         parsed = _layer(layer)
         fun, arguments, name = parsed.fun, parsed.arguments(seed), parsed.text
     else:
-        fun, arguments, name = _load(target or ""), _arguments(target or "", args), target or ""
+        fun, arguments, name = (
+            _load("compare", target or ""),
+            _arguments("compare", target or "", args),
+            target or "",
+        )
     try:
         found = compare(
             fun,
@@ -117,9 +131,7 @@ def compare_command(
             name=name,
         )
     except Exception as error:
-        text = first_line(error)
-        own = isinstance(error, TypeError | ValueError) and text.startswith("compare: ")
-        raise Refused(text if own else f"compare: {name} failed: {type(error).__name__}: {text}") from error
+        raise _failed("compare", name, error) from error
     print(found)
     if html is not None:
         found.to_html(html)
@@ -150,6 +162,73 @@ def explain_command(
     return 0
 
 
+@app.command("autotune", epilog=AUTOTUNE_EXAMPLES)
+def autotune_command(
+    target: Annotated[
+        str | None, typer.Argument(metavar="MODULE:FUNCTION", help="What to measure, such as a training step.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(metavar="LAYER", help="A convolution typed by hand, instead.")] = None,
+    args: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FACTORY", help="Called without arguments; gives FUNCTION's, in a tuple."),
+    ] = None,
+    file: Annotated[
+        pathlib.Path | None,
+        typer.Option(metavar="FILE", callback=writable, help="Where to keep it; what it knows is not measured again."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each algorithm is timed.")] = 10,
+    seconds: Annotated[
+        float, typer.Option(min=0.001, help="No further algorithm is tried for a product after this time.")
+    ] = 60.0,
+) -> int:
+    """Times every algorithm of each convolution in a function on this machine, and keeps the fastest in a file."""
+    _need("rich")
+    from rich.console import Console
+    from rich.progress import Progress
+
+    _one_of("autotune", target, layer, args)
+    if layer is not None:
+        fun, arguments = _step(_layer(layer))
+    else:
+        fun, arguments = _load("autotune", target or ""), _arguments("autotune", target or "", args)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("")
+        show = lambda done, total, text: bar.update(task, completed=done, total=total, description=text)
+        try:
+            found = autotune(fun, *arguments, repeats=repeats, seconds=seconds, file=file, progress=show)
+        except Exception as error:
+            raise _failed("autotune", target or layer or "", error) from error
+    print(found)
+    return 0
+
+
+def _step(layer: layers.Layer) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """A forward and a backward pass of a convolution, and its arguments."""
+    if layer.op in layers.POOLS:
+        raise Refused(f"autotune: {layer.op} is computed in one way, there is nothing to measure; give a convolution")
+
+    def step(g: Any, *arrays: Any) -> Any:
+        y, back = jax.vjp(layer.fun, *arrays)
+        return y, back(g)
+
+    return step, (jax.eval_shape(layer.fun, *layer.shapes), *layer.shapes)
+
+
+def _one_of(command: str, target: str | None, layer: str | None, args: str | None) -> None:
+    if (target is None) == (layer is None):
+        raise Refused(f"{command}: give either MODULE:FUNCTION or --layer; see --help")
+    if layer is not None and args is not None:
+        raise Refused(f"{command}: --args belongs to MODULE:FUNCTION; a layer brings its own arguments")
+
+
+def _failed(command: str, name: str, error: Exception) -> Refused:
+    """The one line for what the function of that name raised, or what was wrong with it."""
+    text = first_line(error)
+    own = isinstance(error, TypeError | ValueError) and text.startswith(f"{command}: ")
+    return Refused(text if own else f"{command}: {name} failed: {type(error).__name__}: {text}")
+
+
 def _need(module: str) -> None:
     try:
         importlib.import_module(module)
@@ -164,44 +243,46 @@ def _layer(text: str) -> layers.Layer:
         raise Refused(first_line(error)) from None
 
 
-def _load(target: str) -> Callable[..., Any]:
+def _load(command: str, target: str) -> Callable[..., Any]:
     """The function that MODULE:FUNCTION names."""
     module_name, colon, path = target.partition(":")
     if not (module_name and colon and path):
-        raise Refused(f"compare: {target!r} must have the form MODULE:FUNCTION")
+        raise Refused(f"{command}: {target!r} must have the form MODULE:FUNCTION")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as python -m does
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
-            raise Refused(f"compare: there is no module {module_name!r} here") from None
-        raise Refused(f"compare: importing {module_name!r} failed: {first_line(error)}") from error
+            raise Refused(f"{command}: there is no module {module_name!r} here") from None
+        raise Refused(f"{command}: importing {module_name!r} failed: {first_line(error)}") from error
     except Exception as error:
         raise Refused(
-            f"compare: importing {module_name!r} failed: {type(error).__name__}: {first_line(error)}"
+            f"{command}: importing {module_name!r} failed: {type(error).__name__}: {first_line(error)}"
         ) from error
     for name in path.split("."):
         if not hasattr(found, name):
             near = difflib.get_close_matches(name, [n for n in dir(found) if not n.startswith("_")], n=3)
-            raise Refused(f"compare: {module_name!r} has no {path!r}" + (f"; near: {', '.join(near)}" if near else ""))
+            raise Refused(
+                f"{command}: {module_name!r} has no {path!r}" + (f"; near: {', '.join(near)}" if near else "")
+            )
         found = getattr(found, name)
     if not callable(found):
-        raise Refused(f"compare: {target} must be a function, it is of type {type(found).__name__}")
+        raise Refused(f"{command}: {target} must be a function, it is of type {type(found).__name__}")
     return found
 
 
-def _arguments(target: str, factory: str | None) -> tuple[Any, ...]:
+def _arguments(command: str, target: str, factory: str | None) -> tuple[Any, ...]:
     if factory is None:
         raise Refused(
-            f"compare: {target} needs arguments: --args MODULE:FACTORY, a function that gives them in a tuple"
+            f"{command}: {target} needs arguments: --args MODULE:FACTORY, a function that gives them in a tuple"
         )
     try:
-        given = _load(factory)()
+        given = _load(command, factory)()
     except Refused:
         raise
     except Exception as error:
-        raise Refused(f"compare: {factory} failed: {type(error).__name__}: {first_line(error)}") from error
+        raise Refused(f"{command}: {factory} failed: {type(error).__name__}: {first_line(error)}") from error
     return tuple(given) if isinstance(given, tuple | list) and not hasattr(given, "_fields") else (given,)
 
 

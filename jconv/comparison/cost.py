@@ -114,12 +114,17 @@ def _flops(compiled: Any) -> float | None:
     return None if flops is None or not flops >= 0 else float(flops)
 
 
-def interleaved(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, np.ndarray]:
-    """Seconds of each call, timed A B A B, so that whatever else the machine does falls on all alike."""
-    first = {name: _seconds(call, 1) for name, call in calls.items()}
+def interleaved(
+    calls: Mapping[Any, Callable[[], Any]], repeats: int, enough: float | None = None
+) -> dict[Any, np.ndarray]:
+    """Seconds of each call, timed A B A B, so that whatever else the machine does falls on all alike.
+
+    enough: seconds of all rounds together; None: ENOUGH_SECONDS.
+    """
+    first = {name: seconds_of(call, 1) for name, call in calls.items()}
     slow = {name: seconds for name, seconds in first.items() if seconds >= SLOW_SECONDS}
-    warm = slow | {name: max(_seconds(call, 1), 1e-7) for name, call in calls.items() if name not in slow}
-    rounds = min(repeats, int(ENOUGH_SECONDS / sum(warm.values())))
+    warm = slow | {name: max(seconds_of(call, 1), 1e-7) for name, call in calls.items() if name not in slow}
+    rounds = min(repeats, int((ENOUGH_SECONDS if enough is None else enough) / sum(warm.values())))
     if rounds == 0:
         return {name: np.array([seconds]) for name, seconds in warm.items()}
     times: dict[Any, list[float]] = {name: [] for name in calls}
@@ -129,15 +134,15 @@ def interleaved(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[An
         for _ in range(rounds):
             for name, call in calls.items():
                 if warm[name] < SETTLE_SECONDS:
-                    _seconds(call, min(100, int(SETTLE_SECONDS / warm[name]) + 1))
-                times[name].append(_seconds(call, min(100, int(SAMPLE_SECONDS / warm[name]) + 1)))
+                    seconds_of(call, min(100, int(SETTLE_SECONDS / warm[name]) + 1))
+                times[name].append(seconds_of(call, min(100, int(SAMPLE_SECONDS / warm[name]) + 1)))
     finally:
         if collecting:
             gc.enable()
     return {name: np.asarray(seconds) for name, seconds in times.items()}
 
 
-def _seconds(call: Callable[[], Any], calls: int) -> float:
+def seconds_of(call: Callable[[], Any], calls: int) -> float:
     """Mean seconds of so many calls."""
     begin = time.perf_counter()
     for _ in range(calls):
