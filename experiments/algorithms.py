@@ -3,6 +3,8 @@
 What a product needs at least, from the peaks measured in the same run, is
     max(2 * multiply-adds / FLOP/s of a matrix product, bytes of operands and result / bytes/s of a copy);
 the share is that time over the time seen. An algorithm that saves multiplications (Winograd) may reach more than 1.
+
+With --check, over a whole list of layers: how far the static choice is from the fastest. See bench/choice.py.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.bench import __main__ as command
-from experiments.bench import report, results, runner
+from experiments.bench import choice, report, results, runner
 from experiments.bench.layers import BenchError, Layer
 from experiments.bench.results import Row
 
@@ -127,6 +129,9 @@ def algorithms(
     retries: Annotated[int, typer.Option(min=0, help="time a layer again while others use the machine")] = 0,
     json_file: Annotated[pathlib.Path | None, typer.Option("--json", help="write all figures here, row by row")] = None,
     lock: Annotated[pathlib.Path | None, typer.Option(help="hold this file's lock while a layer runs")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="tell only how far the choice is from the fastest; some seconds a layer")
+    ] = False,
 ) -> None:
     """Times every algorithm of jconv's that applies to a layer, beside the one it chooses and stock JAX's.
 
@@ -136,17 +141,21 @@ def algorithms(
         chosen = command.chosen_layers(file, rows, batch_scale, odd, extra=False)
     except BenchError as error:
         command.fail(str(error))
-    names = algorithm_names()
     console = command.console()
+    settings = {"dtype": dtype.value, "batch_scale": batch_scale, "odd": odd, "platform": jax.default_backend()}
+    settings |= {"seen": time.strftime("%Y-%m-%d %H:%M")}
+    if check:
+        check_choice(chosen, console, settings, repeats, timeout, retries, json_file, lock)
+        return
+    names = algorithm_names()
     with runner.alone(lock):
         peak = measure_peak(dtype.value)
     console.print(
         f"Peak here in {dtype.value}: {peak.flops / 1e9:.0f} GFLOP/s (a matrix product of {MATRIX}), "
         f"{peak.bytes / 1e9:.1f} GB/s (a copy of {COPY_BYTES // 2**20} MiB, read and written)."
     )
-    settings = {"dtype": dtype.value, "batch_scale": batch_scale, "odd": odd, "platform": jax.default_backend()}
     run: dict[str, Any] = {
-        "settings": settings | {"seen": time.strftime("%Y-%m-%d %H:%M")},
+        "settings": settings,
         "peak": dataclasses.asdict(peak),
         "rows": [],
     }
@@ -174,6 +183,48 @@ def algorithms(
                 console.print(line, style="yellow", markup=False, soft_wrap=True)
             if json_file is not None:
                 json_file.write_text(json.dumps(run, indent=1) + "\n")
+
+
+def check_choice(
+    chosen: list[Layer],
+    console: Console,
+    settings: dict[str, Any],
+    repeats: int,
+    timeout: float,
+    retries: int,
+    json_file: pathlib.Path | None,
+    lock: pathlib.Path | None,
+) -> None:
+    """The static choice against the fastest, of every convolution of the list, in this process."""
+    convolutions = [layer for layer in chosen if layer.is_convolution]
+    if not convolutions:
+        command.fail("--check needs a convolution: a pooling is computed in one way")
+    if settings["dtype"] in ("float64", "complex128"):
+        jax.config.update("jax_enable_x64", True)
+    rows: list[Row] = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=len(convolutions))
+        for layer in convolutions:
+            measured = functools.partial(
+                choice.of_layer,
+                layer,
+                dtype=settings["dtype"],
+                repeats=repeats,
+                timeout=timeout,
+                stage=lambda what, name=layer.name: progress.update(task, description=f"{name}: {what}"),
+            )
+            rows.append(runner.undisturbed(measured, lock, retries))
+            progress.advance(task)
+            jax.clear_caches()
+            if json_file is not None:
+                json_file.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+    choice.show(console, rows)
+    if len(chosen) > len(convolutions):
+        console.print(f"Left out: {len(chosen) - len(convolutions)} poolings, which are computed in one way.")
+    if names := [row["name"] for row in rows if results.disturbed(row)]:
+        console.print(
+            f"Not idle: {len(names)} rows were timed while others used the machine: {', '.join(names)}", style="red"
+        )
 
 
 if __name__ == "__main__":

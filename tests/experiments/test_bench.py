@@ -12,8 +12,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from experiments import algorithms
 from experiments.bench import __main__ as command
-from experiments.bench import against, contestants, floors, layers, measure, report, results, runner, truth
+from experiments.bench import against, choice, contestants, floors, layers, measure, report, results, runner, truth
+from jconv.algorithms import choose
 
 ROOT = pathlib.Path(__file__).parents[2]
 PLANE = {"batch": 2, "strides": [1, 1], "padding": [[1, 1], [1, 1]]}
@@ -340,3 +342,34 @@ def test_kept_bytes_counts_each_array_once():
     kept = measure.kept_bytes(lambda x, w: jax.numpy.sin(x) * w * w, (x, x))
     assert kept == {"total": 4 * 4 * 4, "arguments": 16}  # cos(x), sin(x), sin(x) w, and w itself
     assert types.SimpleNamespace(**measure.kept_bytes(lambda x: x * 2, (x,))).total == 0
+
+
+def test_the_static_choice_is_held_against_the_fastest(toys):
+    json_file = toys.with_name("check.json")
+    check = lambda *options: CliRunner().invoke(algorithms.app, [str(toys), "--check", "--repeats", "1", *options])
+    done = check("--json", str(json_file))
+    assert done.exit_code == 0, done.output
+    run, out = json.loads(json_file.read_text()), " ".join(done.output.split())
+    assert [row["name"] for row in run["rows"]] == ["toy_grouped", "toy_up"]
+    for row in run["rows"]:
+        assert set(row["products"]) == set(choose.PRODUCTS)
+        for found in row["products"].values():
+            assert found["static"] in found["seconds"] and not set(found["seconds"]) & set(found["skipped"])
+    assert choice.verdict(run["rows"]) in out and "Left out: 1 poolings" in out
+    refused = check("--rows", "max")
+    assert refused.exit_code == 2 and "--check needs a convolution" in refused.output
+
+
+def test_the_verdict_counts_products_and_layers():
+    found = lambda static, best: {"static": "lax", "seconds": {"lax": static, "taps": best}}
+    rows = [
+        {
+            "products": {"forward": found(1.0, 2.0), "kernel_grad": found(1.2, 1.0)}
+        },  # slow by 20 % in one, 10 % together
+        {"products": {"forward": found(3.0, 2.0)}},
+    ]
+    assert choice.ratios(rows[0]) == {"forward": 1.0, "kernel_grad": 1.2}
+    assert choice.layer_ratio(rows[0]) == pytest.approx(1.1)
+    assert choice.verdict(rows) == (
+        "The static choice is within 15% of the fastest on 1 of 3 products, 33%; 1 of 2 layers (all products together), 50%."
+    )
