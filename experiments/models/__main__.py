@@ -1,7 +1,8 @@
 """Whole models, a training step in stock JAX, accelerated, and in PyTorch, interleaved, one process a model.
 
 The models are written in Flax (linen, nnx), Equinox and Haiku, over jax.lax; `jconv.accelerate(loss)` is all that
-differs between the first two contestants. A step is forward, backward and an SGD update with momentum, jit-compiled.
+differs between the first two contestants. Those of experiments.train are written over jconv, and stock is
+`jconv.automatic(loss)`. A step is forward, backward and an SGD update with momentum, jit-compiled.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ def measure(net: nets.Net, library: str, contestants: tuple[str, ...], repeats: 
     program = nets.program(net, library)
     x, labels = net.draw()
     facts: dict[str, Any] = {"model": net.name, "library": library, "parameters": program.size, "contestants": {}}
-    losses = {"stock": program.loss, "accelerated": jconv.accelerate(program.loss)}
+    if library == nets.OURS:
+        losses = {"stock": jconv.automatic(program.loss), "accelerated": program.loss}
+    else:
+        losses = {"stock": program.loss, "accelerated": jconv.accelerate(program.loss)}
     calls = {}
     for name in [name for name in contestants if name in losses]:
         step, carry = _step(losses[name], program)

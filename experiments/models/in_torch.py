@@ -215,12 +215,16 @@ MAKE: dict[str, Callable[..., nn.Module]] = {
 
 def model(net: Net) -> nn.Module:
     """The network, initialised, in training mode."""
+    if "model" in net.sizes:
+        from experiments.models import in_torch_trained
+
+        return in_torch_trained.model(net).train()
     return MAKE[net.name](net, **net.sizes).train()
 
 
 def size(module: nn.Module) -> int:
-    """How many parameters there are."""
-    return sum(parameter.numel() for parameter in module.parameters())
+    """How many parameters are trained."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
 def memory_formats(net: Net) -> dict[str, torch.memory_format]:

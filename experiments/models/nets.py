@@ -9,6 +9,7 @@ The widths are those of the papers, the images are small, so that a step of stoc
     unet         Ronneberger, Fischer, Brox 2015; padded, so that it needs no crops
     wavenet      van den Oord and others 2016; 8-bit audio, dilations 1 to 512, twice
     resnet3d     Hara, Kataoka, Satoh 2018, 3D ResNet-18
+and, in the library "jconv", the five of experiments.train.models with their names there behind "cifar-".
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 LIBRARIES = ("linen", "nnx", "equinox", "haiku")
+OURS = "jconv"  # the networks of experiments.train, which are written over jconv: stock is what automatic makes of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Net:
 
 
 MOBILENET = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+TRAINED = {"lenet": 64, "resnet": 32, "mobilenet": 16, "convnext": 32, "airbench": 64}  # and their batches here
 NETS = {
     net.name: net
     for net in (
@@ -54,6 +57,10 @@ NETS = {
         Net("unet", (1, 64, 64, 3), 2, {"widths": (64, 128, 256, 512, 1024)}, (64, 64)),
         Net("wavenet", (2, 2048), 256, {"residual": 32, "skip": 256, "dilations": 10, "cycles": 2}, (2048,)),
         Net("resnet3d", (1, 16, 64, 64, 3), 400, {"widths": (64, 128, 256, 512), "blocks": 2}),
+        *(
+            Net(f"cifar-{model}", (batch, 32, 32, 3), 10, {"model": model, "width": 1.0}, (), (OURS,))
+            for model, batch in TRAINED.items()
+        ),
     )
 }
 
@@ -70,6 +77,10 @@ TINY = {
         Net("unet", (1, 8, 8, 3), 2, {"widths": (4, 6, 8)}, (8, 8)),
         Net("wavenet", (2, 24), 8, {"residual": 4, "skip": 6, "dilations": 3, "cycles": 2}, (24,)),
         Net("resnet3d", (2, 8, 16, 16, 3), 5, {"widths": (4, 6), "blocks": 1}),
+        *(
+            Net(f"cifar-{model}", (2, 16, 16, 3), 5, {"model": model, "width": 0.1}, (), (OURS,))
+            for model in ("lenet", "convnext", "airbench")
+        ),
     )
 }
 
@@ -84,7 +95,7 @@ class Program:
 
     @property
     def size(self) -> int:
-        """How many parameters there are."""
+        """How many parameters are trained."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
 
