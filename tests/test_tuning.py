@@ -246,6 +246,13 @@ def test_every_dtype_can_be_drawn(dtype):
     assert autotuning.measure(product, None, 1, 1e-9).seconds
 
 
+@pytest.mark.usefixtures("x64")
+def test_winograd_is_left_where_its_rounding_is_not_like_that_of_lax():
+    for dtype, tried in (("float32", True), ("bfloat16", True), ("float64", False), ("complex64", False)):
+        (product,) = autotuning.products_of(jconv.conv, X.astype(dtype), K.astype(dtype))
+        assert ("winograd" in autotuning.candidates(product)[1]) == tried
+
+
 def test_examples_are_measured_as_they_run():
     one = jax.vmap(jax.grad(loss), (None, 0))
     (product,) = [p for p in autotuning.products_of(one, K, np.stack([X] * 3)) if p.examples]
