@@ -112,7 +112,6 @@ def set_for_all(choice: Choice | None) -> None:
 
 def for_all() -> Choice | None:
     """What set_for_all has set."""
-    """What set_for_all has set."""
     return _jax.global_of(_choice).get_global()
 
 
