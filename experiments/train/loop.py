@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from experiments.train import checkpoints, data, metrics, nonfinite, report, sharding, shown
+from experiments.train import checkpoints, data, metrics, nonfinite, report, sharding, shown, spatial
 from experiments.train import step as steps
 from experiments.train.models import MODELS
 from experiments.train.report import files
@@ -171,7 +171,8 @@ def make_plan(settings: Settings, dataset: data.Dataset, layout: sharding.Layout
         raise ValueError(f"crop={settings.crop}: must be less than the images' {dataset.train.images.shape[1:3]}")
     total = min(settings.epochs * per_epoch, settings.steps or settings.epochs * per_epoch)
     mirror = np.random.default_rng(settings.seed).random(size) < 0.5
-    return Plan(settings, MODELS[settings.model], dataset, per_epoch, total, mirror, layout)
+    model = spatial.divided(MODELS[settings.model], layout, dataset.train.images.shape[1:], settings.width)
+    return Plan(settings, model, dataset, per_epoch, total, mirror, layout)
 
 
 def first_state(plan: Plan) -> steps.State:
@@ -386,7 +387,7 @@ class Run:
         dataset = self.plan.dataset
         arguments = (
             self.plan.settings,
-            self.plan.model,
+            MODELS[self.plan.settings.model],
             rules,
             self.plan.layout.local(training.state),
             self._batch_of(done),
@@ -457,7 +458,7 @@ def run(settings: Settings, console: Console) -> None:
             sharding.processes(settings.distributed, settings.coordinator, settings.process, settings.processes)
         )
         devices = 0 if settings.distributed else settings.devices
-        layout = sharding.make_layout(devices, settings.fsdp, settings.batch, settings.accumulate)
+        layout = sharding.make_layout(devices, settings.fsdp, settings.batch, settings.accumulate, settings.spatial)
         folder = stack.enter_context(claimed(settings) if sharding.leads() else sharding.scratch())
         _run(settings, layout, folder, console if sharding.leads() else Console(quiet=True))
 

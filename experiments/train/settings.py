@@ -90,6 +90,9 @@ class Settings:
     report: bool = _setting(True, "Make the pictures and report.html at the end.", changes=False)
     devices: int = _setting(1, "Devices that share every batch; 0: all there are.", low=0, changes=False)
     fsdp: bool = _setting(False, "Divide the parameters and the optimizer's state among the devices.", changes=False)
+    spatial: int = _setting(
+        1, "Devices, out of all, that share the height of each image; for large ones.", low=1, changes=False
+    )
     distributed: bool = _setting(False, "This process is one of several that share the run.", changes=False)
     coordinator: str = _setting("", "ADDRESS:PORT of the first process; empty: ask the cluster.", changes=False)
     process: int = _setting(-1, "Number of this process, from 0; -1: ask the cluster.", low=-1, changes=False)

@@ -7,6 +7,8 @@ added up over the devices once a step, as many bytes as there are parameters.
 FSDP-like: each large array of the state is divided too, along its longest axis that the devices can share. The step
 gathers the parameters before it uses them, and each device updates its part of them.
 
+Spatial: the devices of a mesh are groups; a group shares its images by their height (spatial.py), the groups the batch.
+
 Every process runs the same program on the same settings; the first of them leads, and alone writes what the run leaves
 behind. The others need no common file system: what the run goes on from is sent to them.
 
@@ -35,6 +37,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Tree = Any
 AXIS = "devices"
+ROWS = "rows"  # the mesh axis of devices that share the height of their images
 SMALLEST = 1 << 10  # elements of an array that is worth dividing
 HEARTBEAT_SECONDS = 10  # after which a process that says nothing counts as gone
 
@@ -45,13 +48,14 @@ class Layout:
 
     mesh: Mesh | None = None
     fsdp: bool = False
+    spatial: int = 1  # devices that share the height of an image
 
     @property
     def count(self) -> int:
         """Devices."""
         return 1 if self.mesh is None else self.mesh.size
 
-    def _spread(self, *axes: str | None) -> NamedSharding:
+    def _spread(self, *axes: str | tuple[str, ...] | None) -> NamedSharding:
         assert self.mesh is not None
         return NamedSharding(self.mesh, PartitionSpec(*axes))
 
@@ -63,7 +67,8 @@ class Layout:
         longest = max(range(len(shape)), key=lambda i: (shape[i] % self.count == 0, shape[i]))
         if shape[longest] % self.count:
             return self._spread()
-        return self._spread(*(AXIS if i == longest else None for i in range(len(shape))))
+        assert self.mesh is not None
+        return self._spread(*(self.mesh.axis_names if i == longest else None for i in range(len(shape))))
 
     def put_state(self, tree: Tree) -> Tree:
         """The state, which every process has whole, on the devices."""
@@ -95,8 +100,9 @@ class Layout:
         return jax.tree.map(lambda leaf: leaf.addressable_data(0), _copy(self._spread())(tree))
 
     def rows(self, batch: int) -> int:
-        """The least multiple of the devices that is not below `batch`."""
-        return -(-batch // self.count) * self.count
+        """The least number of images, not below `batch`, that the devices can share evenly."""
+        groups = self.count // self.spatial
+        return -(-batch // groups) * groups
 
 
 ONE_DEVICE = Layout()
@@ -112,7 +118,7 @@ def _placed(leaf: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
-def make_layout(devices: int, fsdp: bool, batch: int, accumulate: int = 1) -> Layout:
+def make_layout(devices: int, fsdp: bool, batch: int, accumulate: int = 1, spatial: int = 1) -> Layout:
     """The layout for so many devices, 0 for all; ValueError where there are fewer or they cannot share a batch."""
     there = jax.devices()
     if devices > len(there):
@@ -120,13 +126,18 @@ def make_layout(devices: int, fsdp: bool, batch: int, accumulate: int = 1) -> La
     if jax.process_count() > 1 and devices not in (0, len(there)):
         raise ValueError(f"devices={devices}: {jax.process_count()} processes use all their {len(there)} devices")
     count = devices or len(there)
-    if batch % (count * accumulate):
+    if count % spatial:
+        raise ValueError(f"spatial={spatial}: must divide the number of devices, {count}")
+    groups = count // spatial
+    if batch % (groups * accumulate):
         parts = f" in {accumulate} parts" if accumulate > 1 else ""
-        raise ValueError(f"batch={batch}: {count} devices cannot share it evenly{parts}")
+        each = f"{groups} groups of {spatial} devices" if spatial > 1 else f"{count} devices"
+        raise ValueError(f"batch={batch}: {each} cannot share it evenly{parts}")
     if count == 1:
         return Layout()
-    mesh = jax.make_mesh((count,), (AXIS,), devices=there[:count], axis_types=(jax.sharding.AxisType.Auto,))
-    return Layout(mesh, fsdp)
+    shape, names = ((groups, spatial), (AXIS, ROWS)) if spatial > 1 else ((count,), (AXIS,))
+    kinds = (jax.sharding.AxisType.Auto,) * len(names)
+    return Layout(jax.make_mesh(shape, names, devices=there[:count], axis_types=kinds), fsdp, spatial)
 
 
 # Processes.

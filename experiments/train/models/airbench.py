@@ -84,9 +84,12 @@ def apply(
     *,
     train: bool,
     dtype: jnp.dtype | type = jnp.float32,
-    axis_name: str | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    rows: str | None = None,
 ) -> tuple[jax.Array, layers.Tree]:
     """Logits of images, and the state after them."""
+    if rows is not None:
+        raise ValueError("airbench: its first convolution has no padding, so devices cannot share its rows evenly")
 
     def norm(params: layers.Tree, state: layers.Tree, x: jax.Array) -> tuple[jax.Array, layers.Tree]:
         return layers.batch_norm(params, state, x, train=train, axis_name=axis_name, momentum=MOMENTUM)

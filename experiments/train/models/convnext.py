@@ -51,7 +51,8 @@ def apply(
     *,
     train: bool,
     dtype: jnp.dtype | type = jnp.float32,
-    axis_name: str | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    rows: str | None = None,
 ) -> tuple[jax.Array, layers.Tree]:
     """Logits of images; the model is the same in training."""
     del train, axis_name  # no layer differs
@@ -60,21 +61,21 @@ def apply(
         down = params[f"down{stage}"]
         with jax.named_scope(f"down{stage}"):
             if stage == 0:
-                x = layers.layer_norm(down["norm"], layers.conv(down["conv"], x, strides=2))
+                x = layers.layer_norm(down["norm"], layers.conv(down["conv"], x, strides=2, rows=rows))
             else:
-                x = layers.conv(down["conv"], layers.layer_norm(down["norm"], x), strides=2)
+                x = layers.conv(down["conv"], layers.layer_norm(down["norm"], x), strides=2, rows=rows)
             x = checkpoint_name(x, "block")
         for block in range(count):
             name = f"stage{stage}_block{block}"
             p = params[name]
             with jax.named_scope(name):
                 with jax.named_scope("depthwise"):
-                    y = layers.layer_norm(p["norm"], layers.conv(p["depthwise"], x, groups=x.shape[-1]))
+                    y = layers.layer_norm(p["norm"], layers.conv(p["depthwise"], x, groups=x.shape[-1], rows=rows))
                 with jax.named_scope("expand"):
                     y = jax.nn.gelu(layers.dense(p["expand"], y))
                 with jax.named_scope("contract"):
                     y = layers.dense(p["contract"], y) * p["scale"].astype(dtype)
                 x = checkpoint_name(x + y, "block")
     with jax.named_scope("dense"):
-        logits = layers.dense(params["dense"], layers.layer_norm(params["norm"], x.mean((1, 2))))
+        logits = layers.dense(params["dense"], layers.layer_norm(params["norm"], layers.mean(x, rows=rows)))
     return logits.astype(jnp.float32), state

@@ -6,6 +6,9 @@
 A layer's parameters are a dictionary of arrays. What is computed in another dtype than float32 is the product of the
 convolution or dense layer; normalisation takes its statistics in float32.
 
+Where `rows` is given, x are a device's rows of images whose height is divided along that axis of shard_map, and a
+layer gives the device its rows of what it would give for whole images (halo.py).
+
 Sources: Ioffe, Szegedy 2015, Batch Normalization; Ba, Kiros, Hinton 2016, Layer Normalization; He et al. 2015, Delving
 Deep into Rectifiers (the initialisation).
 """
@@ -17,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 import jconv
+from experiments.train import halo
 
 Tree = dict[str, Any]
 EPSILON = 1e-5
@@ -35,11 +39,37 @@ def conv_init(
     return {"kernel": kernel, "bias": jnp.zeros(outputs)} if bias else {"kernel": kernel}
 
 
-def conv(params: Tree, x: jax.Array, *, strides: int = 1, padding: Any = "SAME", groups: int = 1) -> jax.Array:
+def conv(
+    params: Tree, x: jax.Array, *, strides: int = 1, padding: Any = "SAME", groups: int = 1, rows: str | None = None
+) -> jax.Array:
     """jconv's convolution in x's dtype."""
     bias = params["bias"].astype(x.dtype) if "bias" in params else None
     kernel = params["kernel"].astype(x.dtype)
-    return jconv.conv(x, kernel, bias, strides=strides, padding=padding, feature_group_count=groups)
+    if rows is None:
+        return jconv.conv(x, kernel, bias, strides=strides, padding=padding, feature_group_count=groups)
+    options = {"strides": strides, "padding": padding, "feature_group_count": groups}
+    return halo.conv2d(x, kernel, bias, axis_name=rows, **options)
+
+
+def max_pool(x: jax.Array, window: int, strides: int, *, rows: str | None = None) -> jax.Array:
+    """jconv's max pooling, without padding."""
+    if rows is None:
+        return jconv.max_pool(x, window, strides)
+    return halo.max_pool2d(x, window, strides, axis_name=rows)
+
+
+def mean(x: jax.Array, *, rows: str | None = None) -> jax.Array:
+    """The mean over space."""
+    return x.mean((1, 2)) if rows is None else lax.pmean(x.mean((1, 2)), rows)
+
+
+def flat(x: jax.Array, *, rows: str | None = None) -> jax.Array:
+    """Space and channels as one axis; of a device's rows those of the whole image, brought together on each device."""
+    if rows is not None:
+        shape = (x.shape[0], x.shape[1] * lax.axis_size(rows), *x.shape[2:])
+        place = (0, lax.axis_index(rows) * x.shape[1], 0, 0)
+        x = lax.psum(lax.dynamic_update_slice(jnp.zeros(shape, x.dtype), x, place), rows)
+    return x.reshape(x.shape[0], -1)
 
 
 def dense_init(key: jax.Array, inputs: int, outputs: int) -> Tree:
@@ -63,7 +93,13 @@ def batch_norm_state(size: int) -> Tree:
 
 
 def batch_norm(
-    params: Tree, state: Tree, x: jax.Array, *, train: bool, axis_name: str | None, momentum: float = 0.9
+    params: Tree,
+    state: Tree,
+    x: jax.Array,
+    *,
+    train: bool,
+    axis_name: str | tuple[str, ...] | None,
+    momentum: float = 0.9,
 ) -> tuple[jax.Array, Tree]:
     """Normalised x, and the running statistics: momentum * old + (1 - momentum) * the batch's, var with n - 1."""
     if train:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-import jconv
 from experiments.train.models import layers
 
 CHANNELS = (6, 16)
@@ -42,16 +41,17 @@ def apply(
     *,
     train: bool,
     dtype: jnp.dtype | type = jnp.float32,
-    axis_name: str | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    rows: str | None = None,
 ) -> tuple[jax.Array, layers.Tree]:
     """Logits of images; the model is the same in training."""
     del train, axis_name  # no layer differs
     x = images.astype(dtype)
     for number in range(len(CHANNELS)):
         with jax.named_scope(f"conv{number}"):
-            x = jconv.max_pool(jax.nn.relu(layers.conv(params[f"conv{number}"], x)), 2, 2)
+            x = layers.max_pool(jax.nn.relu(layers.conv(params[f"conv{number}"], x, rows=rows)), 2, 2, rows=rows)
             x = checkpoint_name(x, "block")
-    x = x.reshape(x.shape[0], -1)
+    x = layers.flat(x, rows=rows)
     for number in range(len(HIDDEN) + 1):
         with jax.named_scope(f"dense{number}"):
             x = layers.dense(params[f"dense{number}"], x if number == 0 else jax.nn.relu(x))

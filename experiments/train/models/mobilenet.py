@@ -74,12 +74,13 @@ def apply(
     *,
     train: bool,
     dtype: jnp.dtype | type = jnp.float32,
-    axis_name: str | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    rows: str | None = None,
 ) -> tuple[jax.Array, layers.Tree]:
     """Logits of images, and the state after them."""
 
     def unit(params: layers.Tree, state: layers.Tree, x: jax.Array, **options: int) -> tuple[jax.Array, layers.Tree]:
-        y = layers.conv(params, x, padding=params["kernel"].shape[0] // 2, **options)
+        y = layers.conv(params, x, padding=params["kernel"].shape[0] // 2, rows=rows, **options)
         return layers.batch_norm(params["norm"], state, y, train=train, axis_name=axis_name)
 
     new = {}
@@ -101,7 +102,7 @@ def apply(
         new[name] = n
     with jax.named_scope("head"):
         x, new["head"] = unit(params["head"], state["head"], x)
-        x = jax.nn.relu6(x).mean((1, 2))
+        x = layers.mean(jax.nn.relu6(x), rows=rows)
     with jax.named_scope("dense"):
         logits = layers.dense(params["dense"], x)
     return logits.astype(jnp.float32), new if train else state

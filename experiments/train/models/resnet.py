@@ -51,7 +51,8 @@ def apply(
     *,
     train: bool,
     dtype: jnp.dtype | type = jnp.float32,
-    axis_name: str | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    rows: str | None = None,
 ) -> tuple[jax.Array, layers.Tree]:
     """Logits of images, and the state after them."""
     new = {}
@@ -59,7 +60,7 @@ def apply(
         params[name], state[name], x, train=train, axis_name=axis_name
     )
     with jax.named_scope("stem"):
-        x, new["norm"] = norm("norm", params, state, layers.conv(params["stem"], images.astype(dtype)))
+        x, new["norm"] = norm("norm", params, state, layers.conv(params["stem"], images.astype(dtype), rows=rows))
         x = checkpoint_name(jax.nn.relu(x), "block")
     for stage in range(len(CHANNELS)):
         for block in range(BLOCKS):
@@ -68,13 +69,15 @@ def apply(
             strides = 2 if stage > 0 and block == 0 else 1
             with jax.named_scope(name):
                 with jax.named_scope("conv0"):
-                    y, n["norm0"] = norm("norm0", p, s, layers.conv(p["conv0"], x, strides=strides, padding=1))
+                    y, n["norm0"] = norm(
+                        "norm0", p, s, layers.conv(p["conv0"], x, strides=strides, padding=1, rows=rows)
+                    )
                 with jax.named_scope("conv1"):
-                    y, n["norm1"] = norm("norm1", p, s, layers.conv(p["conv1"], jax.nn.relu(y)))
+                    y, n["norm1"] = norm("norm1", p, s, layers.conv(p["conv1"], jax.nn.relu(y), rows=rows))
                 x = checkpoint_name(jax.nn.relu(y + shortcut(x, strides, y.shape[-1])), "block")
             new[name] = n
     with jax.named_scope("dense"):
-        logits = layers.dense(params["dense"], x.mean((1, 2)))
+        logits = layers.dense(params["dense"], layers.mean(x, rows=rows))
     return logits.astype(jnp.float32), new if train else state
 
 
