@@ -186,6 +186,7 @@ def processes(distributed: bool, coordinator: str, process: int, count: int) -> 
         raise ProcessLost(_lost()) from error
     watch.done()
     jax.distributed.shutdown()
+    watch.close()
 
 
 def _lost() -> str:
@@ -202,6 +203,7 @@ class _Watch:
     """
 
     def __init__(self, host: str):
+        self._done, self._threads = False, []
         if jax.process_count() == 1:
             self._sockets: list[socket.socket] = []
             return
@@ -218,21 +220,38 @@ class _Watch:
         for each in self._sockets:
             each.setblocking(True)
             each.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a machine that is gone closes nothing
-            threading.Thread(target=self._wait, args=(each,), daemon=True).start()
+            self._threads.append(threading.Thread(target=self._wait, args=(each,), daemon=True))
+            self._threads[-1].start()
 
     def _wait(self, connection: socket.socket) -> None:
         try:
             ended = connection.recv(1)
         except OSError:
             ended = b""
-        if not ended:
+        if ended:  # it ends as it should: wait until it has left
+            with contextlib.suppress(OSError):
+                connection.recv(1)
+        elif not self._done:
             print(f"train: {_lost()}", file=sys.stderr)
             leave(1)
 
     def done(self) -> None:
-        """Tells the others that this process ends as it should."""
+        """Tells the others that this process ends as it should; the leading one waits until they have left.
+
+        They leave jax's cluster, which is at the leading process: were it gone first, jax would end them with an abort.
+        """
+        self._done = True
         for each in self._sockets:
-            each.sendall(b".")
+            with contextlib.suppress(OSError):
+                each.sendall(b".")
+        for each in self._threads if leads() else ():
+            each.join(HEARTBEAT_SECONDS)
+
+    def close(self) -> None:
+        """This process has left."""
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
 
 
 def leave(status: int) -> None:
