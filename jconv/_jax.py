@@ -224,7 +224,7 @@ _rewriting = jax.make_user_context(None)
 
 
 def global_of(context: Any) -> Any:
-    """What has set_global and get_global of a jax.make_user_context: itself, or in jax 0.8 what it holds."""
+    """What has set_global and get_global of a jax.make_user_context: itself, or in jax 0.9 what it holds."""
     return context if hasattr(context, "set_global") else context._obj
 
 
