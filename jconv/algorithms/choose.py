@@ -103,7 +103,11 @@ def _mostly_inside(problem: Problem) -> bool:
     return shifts.share_inside(problem.geometry) > (0.82 if problem.product == "convolve" else 0.85)
 
 
-SLICED_FLOPS = 200  # a copied element of x, from which the copy is worth it
+SLICED_FLOPS = 200  # a copied element of x, from which the copy is worth it,
+SLICED_FLOPS_OF_FEW = 48  # and where lax gathers at most FEWEST_GATHERED channels one by one
+FEWEST_GATHERED = 4
+FOLDED_BYTES = 16 << 20  # of one image's columns: beyond, they leave the caches before they are folded
+MOST_OF_ONE = 32  # taps of one channel up to which a multiply-add a tap is one loop over the result
 SUMMED_FLOPS = 1500  # an element of the result, from which its passes are
 MOST_SCATTERED = 9  # taps of a kernel gradient up to which one matrix product a tap beats a convolution with steps
 FEWEST = 48  # channels below which Winograd's sums cost more than the multiplications that they save
@@ -125,6 +129,29 @@ def _winograd_wins(problem: Problem) -> bool:
     return problem.dtype == jnp.float32 and fits and max(LEAST_SECONDS, 1.15 * ours) < lax_seconds
 
 
+def _few_channels(problem: Problem) -> bool:
+    """Where lax runs a kernel gradient at a tenth of its speed and less."""
+    return problem.channels <= FEWEST_GATHERED and problem.out <= 8 and 8 <= problem.geometry.taps <= 32
+
+
+def _folded_wins(problem: Problem) -> bool:
+    """Few output channels, so that lax's rows of them are short; one image's columns stay in cache."""
+    geometry, out = problem.geometry, problem.out
+    few = out <= 4 or (out <= 8 and FEWEST_GATHERED < problem.channels <= 32)
+    in_cache = 4 * math.prod(geometry.input) * geometry.taps * out <= FOLDED_BYTES
+    return few and in_cache and geometry.taps >= 3 * out
+
+
+def _one_channel(problem: Problem) -> bool:
+    return problem.product == "convolve" and problem.channels == 1 and problem.geometry.taps <= MOST_OF_ONE
+
+
+def _tap_by_tap(problem: Problem) -> bool:
+    """Many channels, and taps that often see padding, so that their places are left out; or steps along one axis."""
+    many = min(problem.channels, problem.out) >= 128 and not _mostly_inside(problem)
+    return problem.real and (many or _scattered(problem))
+
+
 def _sliced_wins(problem: Problem) -> bool:
     """Where lax keeps a plane convolution on one core, or gathers few channels one by one."""
     geometry, out = problem.geometry, problem.out
@@ -132,10 +159,11 @@ def _sliced_wins(problem: Problem) -> bool:
         return False
     rows = geometry.axes[0].window * problem.channels
     if problem.product != "convolve":
-        return False
+        return _few_channels(problem) and problem.channels > 1 and rows <= slices.SIDE_BY_SIDE
     if problem.channels >= 2 and rows <= slices.SIDE_BY_SIDE:  # the taps' rows become channels, one copy of x
         copied = geometry.output[0] * geometry.input[1] * rows
-        return cost.flops(1, geometry, problem.channels, out) >= SLICED_FLOPS * copied
+        least = SLICED_FLOPS_OF_FEW if problem.channels <= FEWEST_GATHERED else SLICED_FLOPS
+        return cost.flops(1, geometry, problem.channels, out) >= least * copied
     per_result = 2 * geometry.taps * problem.channels  # each row of taps is a pass over the result
     one_core = max(out, geometry.output[-1]) < 1.6 * cost.BLOCK
     return one_core and per_result >= SUMMED_FLOPS and not winograd.applies(geometry)
@@ -148,6 +176,12 @@ def _scattered(problem: Problem) -> bool:
     line = sum(axis.window > 1 for axis in axes) == 1 and problem.geometry.taps <= MOST_SCATTERED
     wide = line and min(problem.channels, problem.out) >= cost.BLOCK
     return problem.product == "kernel_grad" and steps and wide
+
+
+def _planes(problem: Problem) -> bool:
+    """Three spatial axes, which lax computes on a naive path; but what goes tap by tap goes so at once."""
+    whole = shifts.applies(problem.geometry) and _tap_by_tap(problem)
+    return problem.geometry.rank > 2 and slices.applies(problem.geometry) and not whole
 
 
 TABLE = (
@@ -167,19 +201,27 @@ TABLE = (
         convolve=matmul.convolve_spread,
     ),
     Row(
-        "slices",
-        lambda p: slices.applies(p.geometry),
-        lambda p: p.real and (p.geometry.rank > 2 or _sliced_wins(p)),
-        "three spatial axes, or few channels: convolutions of lower rank, side by side",
-        convolve=functools.partial(slices.convolve, inner=_inner),
-        kernel_grad=functools.partial(slices.kernel_grad, inner=_inner_kernel_grad),
+        "taps",
+        lambda p: _undilated(p) and taps.applies(p.geometry, p.channels, p.out),
+        lambda p: p.real and (_one_channel(p) or p.geometry.groups > 1),
+        "one channel, or groups of one: one fused multiply-add a tap",
+        convolve=taps.convolve,
+        kernel_grad=taps.kernel_grad,
     ),
     Row(
         "columns",
         lambda p: p.product == "convolve" and columns.applies(p.geometry),
-        lambda p: p.real and p.out <= 4 and p.geometry.taps >= 8 * p.out,
+        lambda p: p.real and _folded_wins(p),
         "few output channels: one matrix product for all taps, then a fold",
         convolve=columns.convolve,
+    ),
+    Row(
+        "slices",
+        lambda p: slices.applies(p.geometry),
+        lambda p: p.real and (_planes(p) or _sliced_wins(p)),
+        "three spatial axes, or few channels: convolutions of lower rank, side by side",
+        convolve=functools.partial(slices.convolve, inner=_inner),
+        kernel_grad=functools.partial(slices.kernel_grad, inner=_inner_kernel_grad),
     ),
     Row(
         "phases",
@@ -187,14 +229,6 @@ TABLE = (
         lambda p: p.out >= 8 or p.geometry.groups > 1 or p.geometry.rank == 1,  # short runs are slow to interleave
         "a dilated input: one convolution an output phase, none over inserted zeros",
         convolve=functools.partial(phases.convolve, inner=_inner),
-    ),
-    Row(
-        "taps",
-        lambda p: _undilated(p) and taps.applies(p.geometry, p.channels, p.out),
-        lambda p: p.real,
-        "groups of one channel: one fused multiply-add a tap",
-        convolve=taps.convolve,
-        kernel_grad=taps.kernel_grad,
     ),
     Row(
         "grouped",
@@ -215,7 +249,7 @@ TABLE = (
     Row(
         "shifts",
         lambda p: shifts.applies(p.geometry),
-        lambda p: p.real and ((min(p.channels, p.out) >= 128 and not _mostly_inside(p)) or _scattered(p)),
+        _tap_by_tap,
         "many channels, and taps that often see padding: one matrix product a tap",
         convolve=shifts.convolve,
         kernel_grad=shifts.kernel_grad,
@@ -223,7 +257,7 @@ TABLE = (
     Row(
         "patches",
         lambda p: patches.applies(p.geometry),
-        lambda p: p.real and p.channels <= 4 and p.out <= 8 and 8 <= p.geometry.taps <= 32,
+        lambda p: p.real and _few_channels(p),
         "few channels: every window's elements side by side, one matrix product",
         convolve=patches.convolve,
         kernel_grad=patches.kernel_grad,

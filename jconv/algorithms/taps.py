@@ -1,4 +1,4 @@
-"""One multiply-add a tap over whole shifted arrays, for groups of few channels: depthwise above all.
+"""One multiply-add a tap over whole shifted arrays, for one channel, or groups of few channels: depthwise above all.
 
     y[n, p, o]  = sum over t, c of x[n, a, c] w[t, c, o]    the sum over t and c written out
     dw[t, c, o] = sum over n, p of x[n, a, c] g[n, p, o]    one product a tap, added up row after row
@@ -27,7 +27,8 @@ SHORTEST = 8  # places of a run, if there are as many
 
 def applies(geometry: Geometry, channels: int, out: int) -> bool:
     groups, each = geometry.groups, channels // geometry.groups
-    return groups > 1 and min(channels, out) == groups and geometry.axes[-1].window * each <= UNROLLED
+    narrow = min(channels, out) == groups and geometry.axes[-1].window * each <= UNROLLED
+    return narrow and (groups > 1 or channels == 1)
 
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
