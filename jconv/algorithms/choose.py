@@ -104,7 +104,7 @@ def _mostly_inside(problem: Problem) -> bool:
 
 
 SLICED_FLOPS = 200  # a copied element of x, from which the copy is worth it,
-SLICED_FLOPS_OF_FEW = 48  # and where lax gathers at most FEWEST_GATHERED channels one by one
+SLICED_FLOPS_OF_FEW = 48  # and with stride 1 where lax gathers at most FEWEST_GATHERED channels one by one
 FEWEST_GATHERED = 4
 FOLDED_BYTES = 16 << 20  # of one image's columns: beyond, they leave the caches before they are folded
 MOST_OF_ONE = 32  # taps of one channel up to which a multiply-add a tap is one loop over the result
@@ -162,7 +162,8 @@ def _sliced_wins(problem: Problem) -> bool:
         return _few_channels(problem) and problem.channels > 1 and rows <= slices.SIDE_BY_SIDE
     if problem.channels >= 2 and rows <= slices.SIDE_BY_SIDE:  # the taps' rows become channels, one copy of x
         copied = geometry.output[0] * geometry.input[1] * rows
-        least = SLICED_FLOPS_OF_FEW if problem.channels <= FEWEST_GATHERED else SLICED_FLOPS
+        dense = all(axis.stride == 1 for axis in geometry.axes)
+        least = SLICED_FLOPS_OF_FEW if dense and problem.channels <= FEWEST_GATHERED else SLICED_FLOPS
         return cost.flops(1, geometry, problem.channels, out) >= least * copied
     per_result = 2 * geometry.taps * problem.channels  # each row of taps is a pass over the result
     one_core = max(out, geometry.output[-1]) < 1.6 * cost.BLOCK
