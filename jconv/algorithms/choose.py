@@ -139,7 +139,7 @@ def _folded_wins(problem: Problem) -> bool:
     geometry, out = problem.geometry, problem.out
     few = out <= 4 or (out <= 8 and FEWEST_GATHERED < problem.channels <= 32)
     in_cache = 4 * math.prod(geometry.input) * geometry.taps * out <= FOLDED_BYTES
-    return few and in_cache and geometry.taps >= 3 * out
+    return few and in_cache and geometry.taps >= (3 if _undilated(problem) else 8) * out  # a dilated fold moves more
 
 
 def _one_channel(problem: Problem) -> bool:
