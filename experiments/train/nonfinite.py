@@ -43,13 +43,19 @@ def first_scope(fun: Callable[..., Any], *args: Any) -> str | None:
     values = dict(zip(closed.jaxpr.constvars, closed.consts)) | dict(zip(closed.jaxpr.invars, jax.tree.leaves(args)))
     for equation in closed.jaxpr.eqns:
         operands = [atom.val if hasattr(atom, "val") else values[atom] for atom in equation.invars]  # pyright: ignore
-        params = equation.primitive.get_bind_params(equation.params)
-        results = equation.primitive.bind(*operands, **params)
-        results = results if equation.primitive.multiple_results else [results]
+        results = bound(equation, operands)
         if all(map(_finite, operands)) and not all(map(_finite, results)):
             return str(equation.source_info.name_stack) or equation.primitive.name
         values |= dict(zip(equation.outvars, results))
     return None
+
+
+def bound(equation: Any, operands: list[Any]) -> list[Any]:
+    """The results of an equation of a jaxpr for these operands."""
+    params: Any = equation.primitive.get_bind_params(equation.params)
+    functions, params = params if isinstance(params, tuple) else ((), params)  # a pair before jax 0.10
+    results = equation.primitive.bind(*functions, *operands, **params)
+    return results if equation.primitive.multiple_results else [results]
 
 
 def _finite(leaf: Any) -> bool:

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from experiments.train.nonfinite import bound
+
 # Calls that run their body once, and the parameter that holds it.
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "checkpoint": "jaxpr", "remat2": "jaxpr", "closed_call": "call_jaxpr"}
 CONVOLUTION = "conv"  # the primitive that jconv.conv binds
@@ -75,8 +77,7 @@ def _run(jaxpr: Jaxpr, consts: Any, arguments: Any, found: list[tuple[Any, Any]]
         elif isinstance(body, Jaxpr):
             results = _run(body, (), operands, found)
         else:
-            results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
-            results = results if equation.primitive.multiple_results else [results]
+            results = bound(equation, operands)
         if equation.primitive.name == CONVOLUTION:
             found.append((operands[1], results[0]))
         values.update(zip(equation.outvars, results, strict=True))
