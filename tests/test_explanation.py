@@ -66,3 +66,20 @@ def test_text():
     assert lines[1].split() == ["product", "algorithm", "Mflop", "why"]
     assert [line.split()[0] for line in lines[2::2]] == ["forward", "kernel", "input"]
     assert all(len(line) <= 120 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "options", "want"),
+    [
+        ((64, 28, 28, 1), (5, 5, 1, 6), {"padding": 2}, ("taps", "patches", "columns")),
+        ((64, 32, 32, 3), (5, 5, 3, 6), {"padding": 2}, ("slices", "slices", "columns")),
+        ((2, 64, 64, 3), (3, 3, 3, 32), {"padding": 1, "strides": 2}, ("lax", "lax", "lax")),
+        ((64, 84, 84, 4), (8, 8, 4, 16), {"strides": 4}, ("lax", "lax", "columns")),
+        ((1, 8, 14, 14, 112), (3, 3, 3, 1, 112), {"padding": 1, "feature_group_count": 112}, ("taps",) * 3),
+        ((1, 2, 7, 7, 512), (3, 3, 3, 512, 512), {"padding": 1}, ("shifts",) * 3),
+    ],
+)
+def test_few_channels_and_what_is_like_them(x, kernel, options, want):
+    """What was measured on such layers: python -m experiments.algorithms."""
+    chosen = jconv.explain(shape(*x), shape(*kernel), platform="cpu", **options)
+    assert tuple(choice.algorithm for choice in chosen.choices) == want
