@@ -17,6 +17,7 @@ from jax import lax
 from jconv.algorithms import (
     columns,
     cost,
+    exchange,
     grouped,
     lax_conv,
     matmul,
@@ -104,13 +105,21 @@ def _mostly_inside(problem: Problem) -> bool:
 
 
 SLICED_FLOPS = 200  # a copied element of x, from which the copy is worth it,
-SLICED_FLOPS_OF_FEW = 48  # and with stride 1 where lax gathers at most FEWEST_GATHERED channels one by one
+SLICED_FLOPS_OF_FEW = 48  # and with stride 1 where lax gathers at most FEWEST_GATHERED channels one by one,
+STEPPED_FLOPS_OF_FEW = 80  # or with a larger one
 FEWEST_GATHERED = 4
 FOLDED_BYTES = 16 << 20  # of one image's columns: beyond, they leave the caches before they are folded
+FOLDED_BYTES_OF_FEW = 2 << 20  # the same where the taps are few for each output
 MOST_OF_ONE = 32  # taps of one channel up to which a multiply-add a tap is one loop over the result
-SUMMED_FLOPS = 1500  # an element of the result, from which its passes are
+SUMMED_FLOPS = 5000  # an element of the result, from which its passes are,
+ODD_FLOPS = 300  # and where the channels fill no vector
+SLICED_FLOPS_OF_ODD = 100  # a copied element of such channels
+MIDDLING = 32  # channels from which lines are rows long enough
 MOST_SCATTERED = 9  # taps of a kernel gradient up to which one matrix product a tap beats a convolution with steps
-FEWEST = 48  # channels below which Winograd's sums cost more than the multiplications that they save
+NARROW = 32  # channels in or out below which a kernel gradient has short rows
+LEAST_SLICED = 27  # taps * channels of a kernel gradient of fewer than patches.CHANNELS_LAST channels, for lines
+FEWEST = 32  # channels in or out below which Winograd's sums cost more than the multiplications that they save,
+FEWEST_IN_ALL = 128  # and of both together, but for a kernel gradient
 LARGEST_FORMS = 8 << 20
 LEAST_SECONDS = 5e-4  # of a lax convolution from which a program that takes half a second longer to compile is worth it
 
@@ -126,20 +135,43 @@ def _winograd_wins(problem: Problem) -> bool:
     forms = 64 * problem.channels * problem.out  # bytes: too many to keep beside those of the input gradient
     fits = problem.product == "convolve" or forms <= LARGEST_FORMS
     fits &= min(problem.channels, problem.out) >= FEWEST
+    fits &= problem.product != "convolve" or problem.channels + problem.out >= FEWEST_IN_ALL
     return problem.dtype == jnp.float32 and fits and max(LEAST_SECONDS, 1.15 * ours) < lax_seconds
 
 
-def _few_channels(problem: Problem) -> bool:
-    """Where lax runs a kernel gradient at a tenth of its speed and less."""
-    return problem.channels <= FEWEST_GATHERED and problem.out <= 8 and 8 <= problem.geometry.taps <= 32
+def _plane_kernel_grad(problem: Problem) -> str | None:
+    """What computes a dense plane's kernel gradient, which lax runs at a third of its forward product's rate.
+
+    lax gathers a patch of single elements, since the images stand where it wants channels; lines have rows of images
+    there, and patches copy runs of channels.
+    """
+    geometry, channels, out = problem.geometry, problem.channels, problem.out
+    dense = problem.product == "kernel_grad" and geometry.rank == 2 and geometry.groups == 1 and _undilated(problem)
+    if not dense or not problem.real or geometry.taps == 1:
+        return None
+    if exchange.applies(geometry) and out < min(NARROW, channels):
+        return "exchange"
+    if NARROW <= out < 2 * NARROW and 4 * out <= channels:
+        return "lax"  # on one core, beside the input gradient
+    if winograd.applies(geometry) and _winograd_wins(problem):
+        return "winograd"
+    if shifts.applies(geometry) and (_tap_by_tap(problem) or (channels >= patches.CHANNELS_LAST and not _mostly_inside(problem))):
+        return "shifts"
+    if channels < patches.CHANNELS_LAST:
+        steps = any(axis.stride > 1 for axis in geometry.axes)
+        few = (steps or geometry.taps * channels < LEAST_SLICED) and patches.applies(geometry)
+    else:
+        few = min(channels, out) < NARROW and patches.applies(geometry)
+    return "patches" if few else "slices" if slices.applies(geometry) else None
 
 
 def _folded_wins(problem: Problem) -> bool:
     """Few output channels, so that lax's rows of them are short; one image's columns stay in cache."""
     geometry, out = problem.geometry, problem.out
     few = out <= 4 or (out <= 8 and FEWEST_GATHERED < problem.channels <= 32)
-    in_cache = 4 * math.prod(geometry.input) * geometry.taps * out <= FOLDED_BYTES
-    return few and in_cache and geometry.taps >= (3 if _undilated(problem) else 8) * out  # a dilated fold moves more
+    columns = 4 * math.prod(geometry.input) * geometry.taps * out
+    least = 8 if not _undilated(problem) else 3 if columns <= FOLDED_BYTES_OF_FEW else 6  # a dilated fold moves more
+    return few and columns <= FOLDED_BYTES and geometry.taps >= least * out
 
 
 def _one_channel(problem: Problem) -> bool:
@@ -153,21 +185,32 @@ def _tap_by_tap(problem: Problem) -> bool:
 
 
 def _sliced_wins(problem: Problem) -> bool:
-    """Where lax keeps a plane convolution on one core, or gathers few channels one by one."""
-    geometry, out = problem.geometry, problem.out
-    if geometry.rank != 2 or geometry.groups > 1 or not _undilated(problem) or geometry.axes[0].window < 3:
-        return False
-    rows = geometry.axes[0].window * problem.channels
+    """Where lax keeps a plane convolution on one core, gathers few or oddly many channels, or steps over its input."""
+    geometry, channels, out = problem.geometry, problem.channels, problem.out
     if problem.product != "convolve":
-        return _few_channels(problem) and problem.channels > 1 and rows <= slices.SIDE_BY_SIDE
-    if problem.channels >= 2 and rows <= slices.SIDE_BY_SIDE:  # the taps' rows become channels, one copy of x
+        return _plane_kernel_grad(problem) == "slices"
+    if geometry.rank != 2 or geometry.groups > 1 or not _undilated(problem) or geometry.taps == 1:
+        return False
+    first, last = geometry.axes
+    if first.window == 1:  # its lines are a batch, nothing is copied
+        return True
+    if first.window < 3:
+        return False
+    rows, dense = first.window * channels, first.stride == last.stride == 1
+    if channels >= 2 and rows <= slices.SIDE_BY_SIDE:  # the taps' rows become channels, one copy of x
         copied = geometry.output[0] * geometry.input[1] * rows
-        dense = all(axis.stride == 1 for axis in geometry.axes)
-        least = SLICED_FLOPS_OF_FEW if dense and problem.channels <= FEWEST_GATHERED else SLICED_FLOPS
-        return cost.flops(1, geometry, problem.channels, out) >= least * copied
-    per_result = 2 * geometry.taps * problem.channels  # each row of taps is a pass over the result
-    one_core = max(out, geometry.output[-1]) < 1.6 * cost.BLOCK
-    return one_core and per_result >= SUMMED_FLOPS and not winograd.applies(geometry)
+        few = channels <= FEWEST_GATHERED
+        least = (SLICED_FLOPS_OF_FEW if dense else STEPPED_FLOPS_OF_FEW) if few else SLICED_FLOPS
+        least = SLICED_FLOPS_OF_ODD if channels % 4 and channels > FEW else least
+        return cost.flops(1, geometry, channels, out) >= least * copied
+    if winograd.applies(geometry):
+        return MIDDLING <= channels < out and max(out, last.output) <= cost.BLOCK
+    per_result = 2 * geometry.taps * channels  # each row of taps is a pass over the result
+    if channels % 4 and per_result >= ODD_FLOPS and last.output <= cost.BLOCK:
+        return True
+    if not dense and channels >= MIDDLING and last.output < cost.BLOCK:
+        return True
+    return max(out, last.output) < 1.6 * cost.BLOCK and per_result >= SUMMED_FLOPS
 
 
 def _scattered(problem: Problem) -> bool:
@@ -217,6 +260,13 @@ TABLE = (
         convolve=columns.convolve,
     ),
     Row(
+        "exchange",
+        lambda p: p.product == "kernel_grad" and exchange.applies(p.geometry),
+        lambda p: _plane_kernel_grad(p) == "exchange",
+        "few output channels: x and g change places, and the kernel is turned",
+        kernel_grad=functools.partial(exchange.kernel_grad, inner=_inner_kernel_grad),
+    ),
+    Row(
         "slices",
         lambda p: slices.applies(p.geometry),
         lambda p: p.real and (_planes(p) or _sliced_wins(p)),
@@ -242,7 +292,7 @@ TABLE = (
     Row(
         "winograd",
         lambda p: jnp.issubdtype(p.dtype, jnp.inexact) and winograd.applies(p.geometry),
-        _winograd_wins,
+        lambda p: _winograd_wins(p) and _plane_kernel_grad(p) in (None, "winograd"),
         "3x3: fewer multiplications, as independent matrix products",
         convolve=winograd.convolve,
         kernel_grad=winograd.kernel_grad,
@@ -250,7 +300,7 @@ TABLE = (
     Row(
         "shifts",
         lambda p: shifts.applies(p.geometry),
-        _tap_by_tap,
+        lambda p: _tap_by_tap(p) or _plane_kernel_grad(p) == "shifts",
         "many channels, and taps that often see padding: one matrix product a tap",
         convolve=shifts.convolve,
         kernel_grad=shifts.kernel_grad,
@@ -258,7 +308,7 @@ TABLE = (
     Row(
         "patches",
         lambda p: patches.applies(p.geometry),
-        lambda p: p.real and _few_channels(p),
+        lambda p: _plane_kernel_grad(p) == "patches",
         "few channels: every window's elements side by side, one matrix product",
         convolve=patches.convolve,
         kernel_grad=patches.kernel_grad,

@@ -2,7 +2,8 @@
 
 A model, not a measurement of each layer: multiply-adds over the rate at which a way runs them, plus bytes over the rate
 at which they are moved. The constants were fitted to `python -m experiments.algorithms` over real layers on two cores
-(AMD EPYC, AVX-512, jax 0.10.2), where a matrix product reaches 200 GFLOP/s and a copy 58 GB/s; the ratios matter.
+(AMD EPYC, where a matrix product reaches 200 GFLOP/s and a copy 58 GB/s, and Intel Xeon of the fifth generation, where a
+copy reaches 10; AVX-512, jax 0.10.2); the ratios matter.
 """
 
 import math
@@ -30,12 +31,8 @@ def lax_convolve(batch: Any, geometry: Geometry, channels: int, out: int) -> flo
 
 
 def lax_kernel_grad(batch: Any, geometry: Geometry, channels: int, out: int) -> float:
-    """The same with the kernel as the image. With few channels it stays on one core, the input gradient on the other.
-
-    Patches of few images are gathered slowly.
-    """
-    gathered = 1.15 if channels <= 2 * BLOCK else 1.0
-    return gathered * flops(batch, geometry, channels, out) / (CORE * CORES * 0.9)
+    """The same with the kernel as the image, whose patches are gathered element by element; lines take as long."""
+    return flops(batch, geometry, channels, out) / (CORE * CORES * 0.45)
 
 
 def winograd(batch: Any, geometry: Geometry, channels: int, out: int, tiles: int) -> float:

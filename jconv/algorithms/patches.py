@@ -8,6 +8,7 @@ of the channels, or, where there are fewer than CHANNELS_LAST, of the places (P 
 single elements there. Cost: the convolution's multiply-adds and taps * in copies.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from jax import lax
 from jconv.algorithms import windows
 from jconv.geometry import Geometry
 
-CHUNK_BYTES = 4 << 20  # patches held at once
+CHUNK_BYTES = 4 << 20  # patches held at once,
+SUMMED_BYTES = 2 << 20  # and for a kernel gradient, beside what it is added up in
 EXAMPLES_BYTES = 6 << 20  # patches of examples whose kernel gradients are one batched product
 MOST_TAPS = 128  # copies that one program spells out
 CHANNELS_LAST = 4  # channels from which a copy runs along them
@@ -40,10 +42,10 @@ def _patches(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, int]:
     return jnp.stack([jnp.moveaxis(part, -1, 0) for part in parts]).reshape(geometry.taps * channels, -1), 0
 
 
-def _images(x: jax.Array, geometry: Geometry) -> int | None:
+def _images(x: jax.Array, geometry: Geometry, most: int) -> int | None:
     """How many images' patches are held at once; None for all of them."""
     each = geometry.taps * x.shape[-1] * math.prod(geometry.output) * x.dtype.itemsize
-    return windows.images_at_once(x.shape[0], each, CHUNK_BYTES)
+    return windows.images_at_once(x.shape[0], each, most)
 
 
 def _split(array: jax.Array, images: int) -> jax.Array:
@@ -51,7 +53,7 @@ def _split(array: jax.Array, images: int) -> jax.Array:
 
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
-    batch, out, images = x.shape[0], w.shape[-1], _images(x, geometry)
+    batch, out, images = x.shape[0], w.shape[-1], _images(x, geometry, CHUNK_BYTES)
     rows = w.reshape(-1, out)
 
     def run(x: jax.Array) -> jax.Array:
@@ -66,19 +68,58 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
 
 
 def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
-    out, channels, images = g.shape[-1], x.shape[-1], _images(x, geometry)
+    out, channels, rows = g.shape[-1], x.shape[-1], _rows(x, geometry)
+    images = None if rows else _images(x, geometry, SUMMED_BYTES)
+    x, narrow = windows.pad(x, geometry), out < geometry.taps * channels
 
-    def run(x: jax.Array, g: jax.Array) -> jax.Array:
-        columns, side = _patches(x, geometry)
-        sides = (((1 - side,), (0,)), ((), ()))
-        return lax.dot_general(columns, g.reshape(-1, out), sides, precision=precision, preferred_element_type=dtype)
+    def run(x: jax.Array, g: jax.Array, part: Geometry = geometry) -> jax.Array:
+        columns, side = _patches(x, part)
+        operands = (g.reshape(-1, out), columns) if narrow else (columns, g.reshape(-1, out))
+        sides = ((0, 1 - side) if narrow else (1 - side, 0), ((), ()))
+        sides = (tuple((axis,) for axis in sides[0]), sides[1])
+        return lax.dot_general(*operands, sides, precision=precision, preferred_element_type=dtype)
 
-    x = windows.pad(x, geometry)
-    if images is None:
+    shape = (out, geometry.taps * channels) if narrow else (geometry.taps * channels, out)
+    if rows:
+        dw = _by_rows(run, x, g, geometry, rows, jnp.zeros(shape, dtype))
+    elif images is None:
         dw = run(x, g)
     else:
-        dw = _accumulate(run, _split(x, images), _split(g, images), (geometry.taps * channels, out), dtype)
+        dw = _accumulate(run, _split(x, images), _split(g, images), shape, dtype)
+    dw = lax.optimization_barrier(dw).T if narrow else dw  # XLA would make it the product in the other order again
     return dw.reshape(*geometry.window, channels, out)
+
+
+def _rows(x: jax.Array, geometry: Geometry) -> int | None:
+    """How many rows of places of one image to take at once, where the patches of a whole image are too many."""
+    row = geometry.taps * x.shape[-1] * math.prod(geometry.output[1:]) * x.dtype.itemsize
+    count = geometry.output[0]
+    if not isinstance(x.shape[0], int) or row * count <= SUMMED_BYTES:
+        return None
+    return -(-count // -(-count // max(1, SUMMED_BYTES // row)))  # as even as can be
+
+
+def _by_rows(
+    run: Callable[..., jax.Array], x: jax.Array, g: jax.Array, geometry: Geometry, rows: int, total: jax.Array
+) -> jax.Array:
+    """`run` of a few rows of padded x and of g at a time, added up."""
+    first, *rest = geometry.axes
+    blocks = -(-first.output // rows)
+    missing = blocks * rows - first.output
+    widen = lambda array, more: lax.pad(
+        array, jnp.zeros((), array.dtype), [(0, 0, 0), (0, more, 0)] + [(0, 0, 0)] * (array.ndim - 2)
+    )
+    x, g = (widen(x, missing * first.stride), widen(g, missing)) if missing else (x, g)
+    part = dataclasses.replace(first, output=rows, low=0, input=(rows - 1) * first.stride + first.reach)
+
+    def add(index: jax.Array, total: jax.Array) -> jax.Array:
+        image, block = index // blocks, index % blocks * rows
+        zeros = (0,) * (x.ndim - 2)
+        here = lax.dynamic_slice(x, (image, block * first.stride, *zeros), (1, part.input, *x.shape[2:]))
+        there = lax.dynamic_slice(g, (image, block, *zeros), (1, rows, *g.shape[2:]))
+        return total + run(here, there, dataclasses.replace(geometry, axes=(part, *rest)))
+
+    return lax.fori_loop(0, x.shape[0] * blocks, add, total)
 
 
 def kernel_grads(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jconv.algorithms import windows
+from jconv.algorithms import matmul, windows
 from jconv.geometry import Geometry
 
 MOST_TAPS = 32  # products that one program spells out
@@ -106,15 +106,17 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
 
 
 def _kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
-    products = {}
+    products, channels, out = {}, x.shape[-1], g.shape[-1]
+    places = x.shape[0] * math.prod(geometry.output)
+    narrow = isinstance(places, int) and out < channels <= places  # first, see matmul.transposed_product
     for tap, box in _boxes(geometry):
         starts, stops = [first for first, _, _ in box], [last for _, last, _ in box]
         there = lax.slice(g, (0, *starts, 0), (g.shape[0], *stops, g.shape[-1])).reshape(-1, g.shape[-1])
-        sides = (((0,), (0,)), ((), ()))
-        products[tap] = lax.dot_general(
-            _under(x, geometry, box), there, sides, precision=precision, preferred_element_type=dtype
-        )
-    nothing = jnp.zeros((x.shape[-1], g.shape[-1]), dtype)
+        here = _under(x, geometry, box)
+        operands = (there, here) if narrow else (here, there)
+        products[tap] = matmul.first_axes_product(*operands, precision, dtype)
+    nothing = jnp.zeros((out, channels) if narrow else (channels, out), dtype)
     taps = itertools.product(*map(range, geometry.window))
     dw = jnp.stack([products.get(tap, nothing) for tap in taps])
+    dw = lax.optimization_barrier(dw).swapaxes(1, 2) if narrow else dw
     return dw.reshape(*geometry.window, x.shape[-1], g.shape[-1])

@@ -8,6 +8,7 @@ that fall into the padding left out, and one addition of the result, or one copy
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from jconv.geometry import Axis, Geometry
 
 SIDE_BY_SIDE = 64  # taps * channels a group up to which the taps become channels
 MOST_TAPS = 16  # convolutions that one program spells out
+CHUNK_BYTES = 8 << 20  # of the operands and results of all taps of the images taken at once
 MOST_PARTS = 16  # that a kernel gradient is summed up in,
 PART_FLOPS = 120e6  # none smaller than this: a step of a loop has its price
 
@@ -57,19 +59,37 @@ def _side_by_side(x: jax.Array, geometry: Geometry) -> jax.Array:
     return joined.reshape(-1, *joined.shape[2:-3], groups * axis.window * each)
 
 
+def _images(x: jax.Array, geometry: Geometry, out: int) -> int | None:
+    """How many images to take at once, None for all: XLA keeps the operands and results of all taps at one time."""
+    rest = x.shape[-1] * math.prod(geometry.input[1:]) + out * math.prod(geometry.output[1:])
+    each = geometry.axes[0].window * geometry.output[0] * rest * x.dtype.itemsize
+    return windows.images_at_once(x.shape[0], each, CHUNK_BYTES)
+
+
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product) -> jax.Array:
-    axis, rest, batch, out = geometry.axes[0], _rest(geometry), x.shape[0], w.shape[-1]
-    shape = (batch, *geometry.output, out)
-    if axis.window * w.shape[-2] <= SIDE_BY_SIDE:
+    axis, rest, out = geometry.axes[0], _rest(geometry), w.shape[-1]
+    if axis.window * w.shape[-2] <= SIDE_BY_SIDE or axis.window == 1:
         rows = jnp.moveaxis(w, 0, -3).reshape(*rest.window, axis.window * w.shape[-2], out)
-        return inner(_side_by_side(x, geometry), rows, rest, precision, dtype).reshape(shape)
-    total = None
+        return inner(_side_by_side(x, geometry), rows, rest, precision, dtype).reshape(-1, *geometry.output, out)
+    run = lambda x: _tap_after_tap(x, w, geometry, precision, dtype, inner)
+    images = _images(x, geometry, out)
+    if images is None:
+        return run(x)
+    y = lax.map(run, x.reshape(-1, images, *x.shape[1:]))
+    return y.reshape(-1, *y.shape[2:])
+
+
+def _tap_after_tap(
+    x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product
+) -> jax.Array:
+    axis, rest = geometry.axes[0], _rest(geometry)
+    shape, total = (x.shape[0], *geometry.output, w.shape[-1]), None
     for tap in range(axis.window):
         first, last, _ = axis.places_inside(tap)
         if first == last:
             continue
         part, first, last = _under(x, axis, tap)
-        y = inner(part, w[tap], rest, precision, dtype).reshape(batch, last - first, *shape[2:])
+        y = inner(part, w[tap], rest, precision, dtype).reshape(shape[0], last - first, *shape[2:])
         widths = [(0, 0, 0)] * len(shape)
         widths[1] = (first, axis.output - last, 0)
         y = lax.pad(y, jnp.zeros((), dtype), widths) if first or last < axis.output else y
@@ -104,6 +124,17 @@ def kernel_grad(
         run = lambda x, g: inner(x, g, rest, precision, dtype)
         dw = _in_parts(run, _side_by_side(x, geometry), flat, 2 * geometry.taps * each * g.size)
         return jnp.moveaxis(dw.reshape(*rest.window, axis.window, each, out), -3, 0)
+    run = lambda x, g: _each_tap(x, g, geometry, precision, dtype, inner)
+    images = _images(x, geometry, out)
+    if images is None:
+        return run(x, g)
+    split = lambda array: array.reshape(-1, images, *array.shape[1:])
+    zeros = jnp.zeros((*geometry.window, each, out), dtype)
+    return lax.scan(lambda total, pair: (total + run(*pair), None), zeros, (split(x), split(g)))[0]
+
+
+def _each_tap(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product) -> jax.Array:
+    axis, rest, each, out = geometry.axes[0], _rest(geometry), x.shape[-1] // geometry.groups, g.shape[-1]
     parts = []
     for tap in range(axis.window):
         first, last, _ = axis.places_inside(tap)
