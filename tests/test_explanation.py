@@ -73,8 +73,15 @@ def test_text():
     [
         ((64, 28, 28, 1), (5, 5, 1, 6), {"padding": 2}, ("taps", "patches", "columns")),
         ((64, 32, 32, 3), (5, 5, 3, 6), {"padding": 2}, ("slices", "slices", "columns")),
-        ((2, 64, 64, 3), (3, 3, 3, 32), {"padding": 1, "strides": 2}, ("lax", "lax", "lax")),
-        ((64, 84, 84, 4), (8, 8, 4, 16), {"strides": 4}, ("lax", "lax", "columns")),
+        ((2, 64, 64, 3), (3, 3, 3, 32), {"padding": 1, "strides": 2}, ("slices", "patches", "lax")),
+        ((64, 84, 84, 4), (8, 8, 4, 16), {"strides": 4}, ("lax", "patches", "columns")),
+        ((2, 224, 224, 3), (3, 3, 3, 64), {"padding": 1}, ("slices", "slices", "lax")),  # a fold of 5 MB: too large
+        ((8, 64, 64, 21), (3, 3, 21, 21), {"padding": 16, "kernel_dilation": 16}, ("slices", "shifts", "slices")),
+        ((8, 28, 28, 32), (5, 5, 32, 96), {"padding": 2}, ("lax", "slices", "lax")),
+        ((2, 96, 96, 64), (9, 9, 64, 3), {"padding": 4}, ("columns", "exchange", "slices")),
+        ((128, 32, 32, 16), (3, 3, 16, 16), {"padding": 1}, ("lax", "patches", "lax")),
+        ((8, 17, 17, 128), (1, 7, 128, 128), {"padding": ((0, 0), (3, 3))}, ("slices", "slices", "slices")),
+        ((8, 28, 28, 128), (3, 3, 128, 32), {"padding": 1}, ("winograd", "lax", "lax")),
         ((1, 8, 14, 14, 112), (3, 3, 3, 1, 112), {"padding": 1, "feature_group_count": 112}, ("taps",) * 3),
         ((1, 2, 7, 7, 512), (3, 3, 3, 512, 512), {"padding": 1}, ("shifts",) * 3),
     ],

@@ -192,7 +192,7 @@ def make_training(plan: Plan, rules: str, state: steps.State) -> Training:
     settings, dataset, layout = plan.settings, plan.dataset, plan.layout
     like = lambda images, size: np.zeros((size, *images.shape[1:]), np.uint8)
     arguments = (settings, plan.model, rules)
-    step = steps.make_step(*arguments, plan.total, dataset.mean, dataset.std, layout.gathered)
+    step = steps.make_step(*arguments, plan.total, dataset.mean, dataset.std, layout)
     step = layout.jit(step, state, None, donate_argnums=0)
     batch = plan.batch(like(dataset.train.images, settings.batch), np.zeros(settings.batch, np.int32), 0, 0)
     params, model_state = state.evaluated
@@ -234,7 +234,7 @@ def make_agreement(plan: Plan) -> Any:
         images, labels = steps.prepare(plan.settings, state, batch, plan.dataset.mean, plan.dataset.std)
         params = plan.layout.gathered(state.params)
         ours, theirs = (
-            steps.make_gradients(plan.settings, plan.model, rules)(params, state.state, images, labels)[-1]
+            steps.make_gradients(plan.settings, plan.model, rules, plan.layout)(params, state.state, images, labels)[-1]
             for rules in ("jconv", "automatic")
         )
         norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x)))

@@ -27,10 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import PartitionSpec
 
 import jconv
 from experiments.train import data
 from experiments.train.settings import Settings
+from experiments.train.sharding import AXIS, ONE_DEVICE, Layout
 
 LOOKAHEAD_STEPS = 5
 LOOKAHEAD_DECAY = 0.95**LOOKAHEAD_STEPS
@@ -147,11 +149,17 @@ def mirrored(images: jax.Array, mirror: jax.Array) -> jax.Array:
     return jnp.where(mirror[:, None, None, None], images[:, :, ::-1], images)
 
 
-def make_loss(settings: Settings, model: types.ModuleType) -> Callable[..., tuple[jax.Array, Any]]:
-    """loss(params, state, images, labels) -> (mean cross-entropy, (state, share of images right))."""
+def make_loss(
+    settings: Settings, model: types.ModuleType, axis_name: str | None = None
+) -> Callable[..., tuple[jax.Array, Any]]:
+    """loss(params, state, images, labels) -> (mean cross-entropy, (state, share of images right)).
+
+    With `axis_name`, an axis of shard_map, the images are a device's, and so is the loss; normalisation is over all.
+    """
+    over = {} if axis_name is None else {"axis_name": axis_name}
 
     def loss(params: Any, state: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
-        logits, state = model.apply(params, state, images, train=True, dtype=jnp.dtype(settings.dtype))
+        logits, state = model.apply(params, state, images, train=True, dtype=jnp.dtype(settings.dtype), **over)
         with jax.named_scope("loss"):
             wanted = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), settings.label_smoothing)
             value = optax.softmax_cross_entropy(logits, wanted).mean()
@@ -189,9 +197,17 @@ def prepare(settings: Settings, state: State, batch: Batch, mean: Any, std: Any)
     return images, batch["labels"]
 
 
-def make_gradients(settings: Settings, model: types.ModuleType, rules: str) -> Callable[..., Any]:
-    """gradients(params, state, images, labels) -> (loss, state, accuracy, gradients), accumulated if so set."""
-    graded = jax.value_and_grad(by_rules(make_loss(settings, model), rules), has_aux=True)
+def make_gradients(
+    settings: Settings, model: types.ModuleType, rules: str, layout: Layout = ONE_DEVICE
+) -> Callable[..., Any]:
+    """gradients(params, state, images, labels) -> (loss, state, accuracy, gradients), accumulated if so set.
+
+    On several devices each adds up the gradients of its own parts, and the sums are added over the devices once.
+    """
+    apart = settings.accumulate > 1 and layout.mesh is not None and layout.spatial == 1
+    axis_name = AXIS if apart else None
+    own = lambda tree: jax.lax.pcast(tree, AXIS, to="varying") if apart else tree
+    graded = jax.value_and_grad(by_rules(make_loss(settings, model, axis_name), rules), has_aux=True)
 
     def gradients(params: Any, state: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any, Any, Any]:
         if settings.accumulate == 1:
@@ -199,34 +215,39 @@ def make_gradients(settings: Settings, model: types.ModuleType, rules: str) -> C
             return loss, state, accuracy, grads
         # Every so-manieth image is of one part, so that devices that share the batch share every part.
         split = lambda x: x.reshape(-1, settings.accumulate, *x.shape[1:]).swapaxes(0, 1)
+        params = own(params)  # else every part's gradients would be added up over the devices
 
         def part(carry: Any, some: Any) -> tuple[Any, None]:
             state, *sums = carry
             (loss, (state, accuracy)), grads = graded(params, state, *some)
             return (state, *jax.tree.map(jnp.add, tuple(sums), (loss, accuracy, grads))), None
 
-        zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-        (state, *sums), _ = lax.scan(part, (state, *zeros), (split(images), split(labels)))
+        zeros = own((jnp.float32(0), jnp.float32(0))), jax.tree.map(jnp.zeros_like, params)
+        (state, *sums), _ = lax.scan(part, (state, *zeros[0], zeros[1]), (split(images), split(labels)))
+        sums = lax.pmean(sums, AXIS) if apart else sums
         loss, accuracy, grads = jax.tree.map(lambda total: total / settings.accumulate, sums)
         return loss, state, accuracy, grads
 
-    return gradients
+    if not apart:
+        return gradients
+    whole, batch = PartitionSpec(), PartitionSpec(AXIS)
+    return jax.shard_map(gradients, mesh=layout.mesh, in_specs=(whole, whole, batch, batch), out_specs=whole)
 
 
 def make_step(
     settings: Settings, model: types.ModuleType, rules: str, steps: int, mean: Any, std: Any,
-    gathered: Callable[[Any], Any] = lambda params: params,
+    layout: Layout = ONE_DEVICE,
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:  # fmt: skip
-    """The step, not yet jitted: jit it with its first argument donated. `gathered` makes parameters whole for use."""
+    """The step, not yet jitted: jit it as `layout` does, with its first argument donated."""
     gradients, update, rate = (
-        make_gradients(settings, model, rules),
+        make_gradients(settings, model, rules, layout),
         optimizer(settings, steps).update,
         schedule(settings, steps),
     )
 
     def step(old: State, batch: Batch) -> tuple[State, Metrics]:
         images, labels = prepare(settings, old, batch, mean, std)
-        loss, state, accuracy, grads = gradients(gathered(old.params), old.state, images, labels)
+        loss, state, accuracy, grads = gradients(layout.gathered(old.params), old.state, images, labels)
         updates, moments = update(grads, old.moments, old.params)
         params: Any = optax.apply_updates(old.params, updates)
         new = averaged(

@@ -5,7 +5,7 @@
     dw[t, c, o]   = sum over n, p of P[n, p, t, c] g[n, p, o]       one matrix product
 "im2col" (Chellapilla et al. 2006), a few images at a time so that P stays in cache. A copy is made of contiguous runs:
 of the channels, or, where there are fewer than CHANNELS_LAST, of the places (P is then [t, c, n, p]); lax gathers
-single elements there. Cost: the convolution's multiply-adds and taps * in copies.
+single elements there. Many taps are copied axis after axis. Cost: the convolution's multiply-adds and taps * in copies.
 """
 
 import dataclasses
@@ -19,12 +19,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jconv.algorithms import windows
-from jconv.geometry import Geometry
+from jconv.geometry import Axis, Geometry
 
 CHUNK_BYTES = 4 << 20  # patches held at once,
 SUMMED_BYTES = 2 << 20  # and for a kernel gradient, beside what it is added up in
 EXAMPLES_BYTES = 6 << 20  # patches of examples whose kernel gradients are one batched product
-MOST_TAPS = 128  # copies that one program spells out
+MOST_TAPS = 128  # of a window
+SPELLED_OUT = 16  # taps beyond which a program does not spell out a copy each
 CHANNELS_LAST = 4  # channels from which a copy runs along them
 
 
@@ -35,11 +36,29 @@ def applies(geometry: Geometry) -> bool:
 
 def _patches(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, int]:
     """The patches of padded x (batch, *input, in) as a matrix, and which of its two sides is (taps * in)."""
-    channels, last = x.shape[-1], x.shape[-1] >= CHANNELS_LAST
+    channels = x.shape[-1]
+    if geometry.taps > SPELLED_OUT and geometry.rank > 1:
+        return _axis_after_axis(x, geometry), 1
     parts = [windows.under_tap(x, geometry, tap) for tap in itertools.product(*map(range, geometry.window))]
-    if last:
+    if channels >= CHANNELS_LAST:
         return jnp.concatenate(parts, axis=-1).reshape(-1, geometry.taps * channels), 1
     return jnp.stack([jnp.moveaxis(part, -1, 0) for part in parts]).reshape(geometry.taps * channels, -1), 0
+
+
+def _axis_after_axis(x: jax.Array, geometry: Geometry) -> jax.Array:
+    """The same of many taps: those of the last axis side by side, then the rows of these. A third to compile."""
+    *lead, last = geometry.axes
+
+    def along_last(x: jax.Array) -> jax.Array:
+        starts = [t * last.dilation for t in range(last.window)]
+        reach = (last.output - 1) * last.stride + 1
+        return jnp.concatenate([lax.slice_in_dim(x, s, s + reach, last.stride, axis=-2) for s in starts], axis=-1)
+
+    rows = windows.apart(along_last, x)  # else each row of taps would compute its own
+    flat = dataclasses.replace(geometry, axes=(*lead, Axis(last.output, 1, last.output)))
+    taps = itertools.product(*(range(axis.window) for axis in lead), [0])
+    parts = [windows.under_tap(rows, flat, tap) for tap in taps]
+    return jnp.concatenate(parts, axis=-1).reshape(-1, geometry.taps * x.shape[-1])
 
 
 def _images(x: jax.Array, geometry: Geometry, most: int) -> int | None:

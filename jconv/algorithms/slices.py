@@ -23,7 +23,7 @@ SIDE_BY_SIDE = 64  # taps * channels a group up to which the taps become channel
 MOST_TAPS = 16  # convolutions that one program spells out
 CHUNK_BYTES = 8 << 20  # of the operands and results of all taps of the images taken at once
 MOST_PARTS = 16  # that a kernel gradient is summed up in,
-PART_FLOPS = 120e6  # none smaller than this: a step of a loop has its price
+PART_FLOPS = 25e6  # none smaller than this: a step of a loop has its price
 
 Product = Callable[[jax.Array, jax.Array, Geometry, Any, Any], jax.Array]
 

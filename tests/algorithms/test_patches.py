@@ -1,6 +1,7 @@
-"""Kernel gradients of many examples, a few at a time: as one at a time, in a program whose size and memory are bounded."""
+"""Kernel gradients of a few rows or examples at a time: as of all at once, in a program of bounded size and memory."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import jconv
+from jconv import reference
 from jconv.algorithms import patches
 
 CASES = {  # examples, batch, space, in, kernel, options
@@ -63,3 +65,37 @@ def test_memory_and_program_do_not_grow_with_the_examples():
         assert memory.temp_size_in_bytes < 1.5 * own + 2 * patches.EXAMPLES_BYTES
         sizes.append(len(lowered.as_text()))
     assert sizes[1] < 1.02 * sizes[0]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "options"),
+    [
+        ((2, 11, 7, 4), (3, 3, 4, 2), {"padding": 1}),  # more channels in than out, and fewer
+        ((1, 12, 7, 5), (3, 2, 5, 6), {"strides": (3, 2), "padding": ((2, 1), (0, 1))}),
+        ((1, 12, 7, 2), (3, 2, 2, 6), {"kernel_dilation": (2, 1)}),
+        ((2, 13, 3), (4, 3, 5), {"strides": 2}),
+    ],
+)
+def test_rows_at_a_time(monkeypatch, shape, kernel, options, rows):
+    """An image whose patches are too many is taken a few rows at a time, the last ones with zeros below."""
+    x = np.random.default_rng(0).integers(-3, 4, shape).astype(np.float32)
+    y = jax.eval_shape(functools.partial(jconv.conv, **options), jnp.zeros(shape), jnp.zeros(kernel))
+    g = np.random.default_rng(1).integers(-3, 4, y.shape).astype(np.float32)
+    row = 4 * math.prod(kernel[:-1]) * math.prod(y.shape[2:-1])
+    monkeypatch.setattr(patches, "SUMMED_BYTES", rows * row)
+    jax.clear_caches()
+    f = jax.jit(lambda x, g: jconv.conv_kernel_grad(x, g, kernel, algorithm={"kernel_grad": "patches"}, **options))
+    assert "while" in f.lower(x, g).as_text()
+    np.testing.assert_array_equal(f(x, g), reference.conv_kernel_grad(x, g, kernel, **options))  # whole numbers
+    jax.clear_caches()
+
+
+@pytest.mark.optimised
+def test_memory_of_a_large_image():
+    """Some megabytes, where all of its patches are 29."""
+    x = jax.ShapeDtypeStruct((1, 224, 224, 16), jnp.float32)
+    f = jax.jit(lambda x, g: jconv.conv_kernel_grad(x, g, (3, 3, 16, 16), padding=1, algorithm="patches"))
+    memory: Any = f.lower(x, x).compile().memory_analysis()
+    padded = 4 * 226 * 226 * 16
+    assert memory.temp_size_in_bytes < 1.2 * 2 * padded + 3 * patches.SUMMED_BYTES

@@ -39,7 +39,7 @@ def compiled_step(model: str, *, fsdp: bool = False, accumulate: int = 1) -> tup
     layout = sharding.make_layout(4, fsdp, settings.batch, accumulate)
     params, state = MODELS[model].init(jax.random.key(0), IMAGE, CLASSES, width=settings.width)
     state = loop.steps.init(settings, MODELS[model], params, state, 10)
-    step = loop.steps.make_step(settings, MODELS[model], "jconv", 10, (0.5,) * 3, (0.2,) * 3, layout.gathered)
+    step = loop.steps.make_step(settings, MODELS[model], "jconv", 10, (0.5,) * 3, (0.2,) * 3, layout)
     batch = {"images": np.zeros((16, *IMAGE), np.uint8), "labels": np.zeros(16, np.int32), "mirror": np.zeros(16, bool)}
     state = layout.put_state(state)
     with jax.numpy_dtype_promotion("standard"):  # optax
@@ -56,9 +56,31 @@ def test_gradients_are_added_up_over_the_devices_once_a_step():
 
 
 def test_parts_of_a_batch_are_shared_by_the_devices():
-    """With accumulation a part of the batch, not a device's share of it, is computed at a time: nothing is gathered."""
-    _, compiled, _ = compiled_step("lenet", accumulate=2)
-    assert not elements(compiled, "(?:all-gather|all-to-all|collective-permute)")
+    """With accumulation too: gradients are added up over the devices once, not once a part; nothing is gathered."""
+    _, compiled, state = compiled_step("lenet", accumulate=2)
+    parameters = sum(each.size for each in jax.tree.leaves(state.params))
+    assert parameters <= elements(compiled, "all-reduce") <= parameters + 4
+    assert not elements(compiled, "(?:all-gather|all-to-all|collective-permute|reduce-scatter)")
+
+
+@pytest.mark.parametrize("rules", ["jconv", "automatic"])
+@pytest.mark.parametrize(("model", "fsdp"), [("resnet", False), ("airbench", True)])
+def test_accumulated_gradients_of_devices_are_those_of_one(model, fsdp, rules):
+    """Normalisation over all devices' images of a part, its statistics, loss and gradients; summed once."""
+    shape = (16, 16, 3)
+    settings = Settings(data="none", out="none", model=model, width=0.25, batch=16, accumulate=2)
+    layout = sharding.make_layout(4, fsdp, settings.batch, 2)
+    params, state = MODELS[model].init(jax.random.key(0), shape, CLASSES, width=settings.width)
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((16, *shape)).astype(np.float32) + np.arange(16)[:, None, None, None] / 8
+    labels = rng.integers(0, CLASSES, 16).astype(np.int32)
+    want = jax.jit(loop.steps.make_gradients(settings, MODELS[model], "jconv"))(params, state, images, labels)
+    ours = loop.steps.make_gradients(settings, MODELS[model], rules, layout)
+    whole = lambda params, *rest: ours(layout.gathered(params), *rest)
+    placed = layout.put_state(params), layout.put_state(state), layout.put_batch(images), layout.put_batch(labels)
+    got = jax.jit(whole)(*placed)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5 * (1e-3 + float(jnp.abs(b).max())))
 
 
 def test_fsdp_divides_the_state_and_gathers_what_the_step_uses():
@@ -164,14 +186,24 @@ def test_two_processes_train_as_one(images, tmp_path):
     several = [
         *pair(images, tmp_path / "two", "--epochs", 2),
         started(images, tmp_path / "eight", 8, "--epochs", 2, "--devices", 0, "--fsdp"),
+        started(images, tmp_path / "parts", 8, "--epochs", 2, "--devices", 0, "--accumulate", 2),
         started(images, tmp_path / "one", 1, "--epochs", 2),
     ]
     for each in map(ended, several):
         assert each.status == 0, each.errors
     want = losses(tmp_path / "one")
     assert len(want) == 12
-    for name in ("eight", "two"):
+    for name in ("eight", "two", "parts"):
         np.testing.assert_allclose(losses(tmp_path / name), want, rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_share_the_rows_of_images_too(images, tmp_path):
+    """Groups of two devices share the height of their images, four groups in two processes the batch."""
+    processes = [*pair(images, tmp_path / "rows", "--spatial", 2, "--epochs", 2)]
+    processes.append(started(images, tmp_path / "one", 1, "--epochs", 2))
+    for each in map(ended, processes):
+        assert each.status == 0, each.errors
+    np.testing.assert_allclose(losses(tmp_path / "rows"), losses(tmp_path / "one"), rtol=1e-3, atol=1e-5)
 
 
 def test_a_process_that_dies_stops_the_others_and_the_run_goes_on_with_other_devices(images, tmp_path):
