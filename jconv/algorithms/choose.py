@@ -19,6 +19,7 @@ from jconv.algorithms import (
     cost,
     exchange,
     grouped,
+    lanes,
     lax_conv,
     matmul,
     patches,
@@ -118,6 +119,7 @@ MIDDLING = 32  # channels from which lines are rows long enough
 MOST_SCATTERED = 9  # taps of a kernel gradient up to which one matrix product a tap beats a convolution with steps
 NARROW = 32  # channels in or out below which a kernel gradient has short rows
 LEAST_SLICED = 27  # taps * channels of a kernel gradient of fewer than patches.CHANNELS_LAST channels, for lines
+LANES = 8  # channels of a group up to which its convolution is one vector, or half
 FEWEST = 32  # channels in or out below which Winograd's sums cost more than the multiplications that they save,
 FEWEST_IN_ALL = 128  # and of both together, but for a kernel gradient
 LARGEST_FORMS = 8 << 20
@@ -213,6 +215,14 @@ def _sliced_wins(problem: Problem) -> bool:
     return max(out, last.output) < 1.6 * cost.BLOCK and per_result >= SUMMED_FLOPS
 
 
+def _lanes_win(problem: Problem) -> bool:
+    """Many groups whose outputs fill a vector; of a convolution no more, since larger ones are products from cache."""
+    groups = problem.geometry.groups
+    each, depth = problem.channels // groups, problem.out // groups
+    most = LANES if problem.product == "convolve" else lanes.MOST_CHANNELS
+    return groups >= 4 and depth % 4 == 0 and max(each, depth) <= most
+
+
 def _scattered(problem: Problem) -> bool:
     """A kernel gradient along one axis whose convolution would step over its input: a third of lax's speed."""
     axes = problem.geometry.axes
@@ -280,6 +290,14 @@ TABLE = (
         lambda p: p.out >= 8 or p.geometry.groups > 1 or p.geometry.rank == 1,  # short runs are slow to interleave
         "a dilated input: one convolution an output phase, none over inserted zeros",
         convolve=functools.partial(phases.convolve, inner=_inner),
+    ),
+    Row(
+        "lanes",
+        lambda p: lanes.applies(p.geometry, p.channels, p.out),
+        lambda p: p.real and _lanes_win(p),
+        "small groups: a multiply-add a tap and channel, over the vector of a group's outputs",
+        convolve=lanes.convolve,
+        kernel_grad=lanes.kernel_grad,
     ),
     Row(
         "grouped",
