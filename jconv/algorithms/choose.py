@@ -157,7 +157,9 @@ def _plane_kernel_grad(problem: Problem) -> str | None:
         return "lax"  # on one core, beside the input gradient
     if winograd.applies(geometry) and _winograd_wins(problem):
         return "winograd"
-    if shifts.applies(geometry) and (_tap_by_tap(problem) or (channels >= patches.CHANNELS_LAST and not _mostly_inside(problem))):
+    if shifts.applies(geometry) and (
+        _tap_by_tap(problem) or (channels >= patches.CHANNELS_LAST and not _mostly_inside(problem))
+    ):
         return "shifts"
     if channels < patches.CHANNELS_LAST:
         steps = any(axis.stride > 1 for axis in geometry.axes)
@@ -215,6 +217,13 @@ def _sliced_wins(problem: Problem) -> bool:
     return max(out, last.output) < 1.6 * cost.BLOCK and per_result >= SUMMED_FLOPS
 
 
+def _few_taps_of_one(problem: Problem) -> bool:
+    """Groups of one channel, whose products of a vector with a matrix are slow, and added up less exactly."""
+    geometry = problem.geometry
+    fits = geometry.groups > 1 and taps.applies(geometry, problem.channels, problem.out)
+    return fits and 1 < geometry.taps <= MOST_OF_ONE
+
+
 def _lanes_win(problem: Problem) -> bool:
     """Many groups whose outputs fill a vector; of a convolution no more, since larger ones are products from cache."""
     groups = problem.geometry.groups
@@ -242,7 +251,7 @@ TABLE = (
     Row(
         "matmul",
         lambda p: matmul.applies(p.geometry) and _undilated(p),
-        _always,
+        lambda p: not (p.real and _few_taps_of_one(p)),
         "each input element meets one tap at most: one matrix product",
         convolve=matmul.convolve,
         kernel_grad=matmul.kernel_grad,

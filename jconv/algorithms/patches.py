@@ -25,7 +25,8 @@ CHUNK_BYTES = 4 << 20  # patches held at once,
 SUMMED_BYTES = 2 << 20  # and for a kernel gradient, beside what it is added up in
 EXAMPLES_BYTES = 6 << 20  # patches of examples whose kernel gradients are one batched product
 MOST_TAPS = 128  # of a window
-SPELLED_OUT = 16  # taps beyond which a program does not spell out a copy each
+SPELLED_OUT = 64  # taps beyond which a program does not spell out a copy each,
+SPELLED_OUT_OF_FEW = 16  # and with channels fewer than CHANNELS_LAST
 CHANNELS_LAST = 4  # channels from which a copy runs along them
 
 
@@ -37,7 +38,8 @@ def applies(geometry: Geometry) -> bool:
 def _patches(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, int]:
     """The patches of padded x (batch, *input, in) as a matrix, and which of its two sides is (taps * in)."""
     channels = x.shape[-1]
-    if geometry.taps > SPELLED_OUT and geometry.rank > 1:
+    spelled_out = SPELLED_OUT if channels >= CHANNELS_LAST else SPELLED_OUT_OF_FEW
+    if geometry.taps > spelled_out and geometry.rank > 1:
         return _axis_after_axis(x, geometry), 1
     parts = [windows.under_tap(x, geometry, tap) for tap in itertools.product(*map(range, geometry.window))]
     if channels >= CHANNELS_LAST:

@@ -22,6 +22,7 @@ from jconv.geometry import Axis, Geometry
 SIDE_BY_SIDE = 64  # taps * channels a group up to which the taps become channels
 MOST_TAPS = 16  # convolutions that one program spells out
 CHUNK_BYTES = 8 << 20  # of the operands and results of all taps of the images taken at once
+MOSTLY_INSIDE = 0.9  # of the planes, from which those of padding may be computed too
 MOST_PARTS = 16  # that a kernel gradient is summed up in,
 PART_FLOPS = 25e6  # none smaller than this: a step of a loop has its price
 
@@ -47,7 +48,7 @@ def _under(x: jax.Array, axis: Axis, tap: int) -> tuple[jax.Array, int, int]:
 def _side_by_side(x: jax.Array, geometry: Geometry) -> jax.Array:
     """(batch * output, *rest, groups * taps * in a group): the first axis' taps as channels."""
     axis, groups = geometry.axes[0], geometry.groups
-    x = windows.pad(x, Geometry((axis, *(Axis(n, 1, n) for n in geometry.input[1:]))))
+    x = _padded_first(x, geometry)
     parts = [
         lax.slice_in_dim(
             x, t * axis.dilation, t * axis.dilation + (axis.output - 1) * axis.stride + 1, axis.stride, axis=1
@@ -71,12 +72,43 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     if axis.window * w.shape[-2] <= SIDE_BY_SIDE or axis.window == 1:
         rows = jnp.moveaxis(w, 0, -3).reshape(*rest.window, axis.window * w.shape[-2], out)
         return inner(_side_by_side(x, geometry), rows, rest, precision, dtype).reshape(-1, *geometry.output, out)
-    run = lambda x: _tap_after_tap(x, w, geometry, precision, dtype, inner)
+    one = _loop_over_taps if _alike(geometry) else _tap_after_tap
+    run = lambda x: one(x, w, geometry, precision, dtype, inner)
     images = _images(x, geometry, out)
     if images is None:
         return run(x)
     y = lax.map(run, x.reshape(-1, images, *x.shape[1:]))
     return y.reshape(-1, *y.shape[2:])
+
+
+def _alike(geometry: Geometry) -> bool:
+    """Whether planes under all taps can be one loop, which compiles one of them: few planes are of padding alone."""
+    axis = geometry.axes[0]
+    inside = sum(last - first for first, last, _ in map(axis.places_inside, range(axis.window)))
+    return geometry.rank > 2 and axis.window > 1 and inside >= MOSTLY_INSIDE * axis.window * axis.output
+
+
+def _plane_under(x: jax.Array, axis: Axis, tap: jax.Array) -> jax.Array:
+    """(batch * output, *rest, channels) of x, padded along its first axis, under a tap."""
+    part = lax.dynamic_slice_in_dim(x, tap * axis.dilation, (axis.output - 1) * axis.stride + 1, axis=1)
+    return lax.slice_in_dim(part, 0, part.shape[1], axis.stride, axis=1).reshape(-1, *x.shape[2:])
+
+
+def _padded_first(x: jax.Array, geometry: Geometry) -> jax.Array:
+    return windows.pad(x, Geometry((geometry.axes[0], *(Axis(n, 1, n) for n in geometry.input[1:]))))
+
+
+def _loop_over_taps(
+    x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product
+) -> jax.Array:
+    axis, rest, shape = geometry.axes[0], _rest(geometry), (x.shape[0], *geometry.output, w.shape[-1])
+    x = _padded_first(x, geometry)
+
+    def add(tap: jax.Array, total: jax.Array) -> jax.Array:
+        kernel = lax.dynamic_index_in_dim(w, tap, keepdims=False)
+        return total + inner(_plane_under(x, axis, tap), kernel, rest, precision, dtype).reshape(shape)
+
+    return lax.fori_loop(0, axis.window, add, jnp.zeros(shape, dtype))
 
 
 def _tap_after_tap(
@@ -124,13 +156,22 @@ def kernel_grad(
         run = lambda x, g: inner(x, g, rest, precision, dtype)
         dw = _in_parts(run, _side_by_side(x, geometry), flat, 2 * geometry.taps * each * g.size)
         return jnp.moveaxis(dw.reshape(*rest.window, axis.window, each, out), -3, 0)
-    run = lambda x, g: _each_tap(x, g, geometry, precision, dtype, inner)
+    one = _map_over_taps if _alike(geometry) else _each_tap
+    run = lambda x, g: one(x, g, geometry, precision, dtype, inner)
     images = _images(x, geometry, out)
     if images is None:
         return run(x, g)
     split = lambda array: array.reshape(-1, images, *array.shape[1:])
     zeros = jnp.zeros((*geometry.window, each, out), dtype)
     return lax.scan(lambda total, pair: (total + run(*pair), None), zeros, (split(x), split(g)))[0]
+
+
+def _map_over_taps(
+    x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product
+) -> jax.Array:
+    axis, rest = geometry.axes[0], _rest(geometry)
+    x, g = _padded_first(x, geometry), g.reshape(-1, *g.shape[2:])
+    return lax.map(lambda tap: inner(_plane_under(x, axis, tap), g, rest, precision, dtype), jnp.arange(axis.window))
 
 
 def _each_tap(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product) -> jax.Array:
