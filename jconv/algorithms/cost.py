@@ -2,8 +2,8 @@
 
 A model, not a measurement of each layer: multiply-adds over the rate at which a way runs them, plus bytes over the rate
 at which they are moved. The constants were fitted to `python -m experiments.algorithms` over real layers on two cores
-(AMD EPYC, where a matrix product reaches 200 GFLOP/s and a copy 58 GB/s, and Intel Xeon of the fifth generation, where a
-copy reaches 10; AVX-512, jax 0.10.2); the ratios matter.
+(AMD EPYC, where a matrix product reaches 200 GFLOP/s and a copy 58 GB/s, and Intel Xeon, where a copy reaches 10;
+AVX-512, jax 0.10.2); the ratios matter.
 """
 
 import math

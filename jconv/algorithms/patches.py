@@ -96,8 +96,8 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     def run(x: jax.Array, g: jax.Array, part: Geometry = geometry) -> jax.Array:
         columns, side = _patches(x, part)
         operands = (g.reshape(-1, out), columns) if narrow else (columns, g.reshape(-1, out))
-        sides = ((0, 1 - side) if narrow else (1 - side, 0), ((), ()))
-        sides = (tuple((axis,) for axis in sides[0]), sides[1])
+        first, second = (0, 1 - side) if narrow else (1 - side, 0)
+        sides = (((first,), (second,)), ((), ()))
         return lax.dot_general(*operands, sides, precision=precision, preferred_element_type=dtype)
 
     shape = (out, geometry.taps * channels) if narrow else (geometry.taps * channels, out)
