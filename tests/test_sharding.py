@@ -33,6 +33,7 @@ LAYERS = {  # (x, kernel, options): what each algorithm computes, the first of t
     "columns": ((8, 5, 5, 6), (3, 3, 6, 1), SAME),
     "phases": ((8, 5, 5, 6), (3, 3, 6, 5), {"strides": 2}),
     "taps": ((8, 5, 5, 6), (3, 3, 1, 6), {**SAME, "feature_group_count": 6}),
+    "lanes": ((8, 5, 5, 16), (3, 3, 4, 16), {**SAME, "feature_group_count": 4}),
     "grouped": ((8, 5, 5, 40), (3, 3, 20, 40), {**SAME, "feature_group_count": 2}),
     "shifts": ((8, 5, 5, 6), (3, 3, 6, 5), SAME),
     "patches": ((8, 5, 5, 6), (3, 3, 6, 5), SAME),
@@ -81,8 +82,9 @@ def step(f):
 @pytest.fixture
 def one_image_at_a_time(monkeypatch):
     for module in vars(jconv.algorithms).values():
-        if isinstance(module, types.ModuleType) and hasattr(module, "CHUNK_BYTES"):
-            monkeypatch.setattr(module, "CHUNK_BYTES", 1)
+        for name in ("CHUNK_BYTES", "SUMMED_BYTES"):
+            if isinstance(module, types.ModuleType) and hasattr(module, name):
+                monkeypatch.setattr(module, name, 1)
 
 
 def layer(algorithm):
