@@ -22,6 +22,8 @@ from jconv.geometry import Axis, Geometry
 SIDE_BY_SIDE = 64  # taps * channels a group up to which the taps become channels
 MOST_TAPS = 16  # convolutions that one program spells out
 CHUNK_BYTES = 8 << 20  # of the operands and results of all taps of the images taken at once
+SUMMED_BYTES = 2 << 20  # the same for a kernel gradient that is quickly added to:
+SMALL_BYTES = 1 << 18  # of so many bytes
 MOSTLY_INSIDE = 0.9  # of the planes, from which those of padding may be computed too
 MOST_PARTS = 16  # that a kernel gradient is summed up in,
 PART_FLOPS = 25e6  # none smaller than this: a step of a loop has its price
@@ -60,11 +62,11 @@ def _side_by_side(x: jax.Array, geometry: Geometry) -> jax.Array:
     return joined.reshape(-1, *joined.shape[2:-3], groups * axis.window * each)
 
 
-def _images(x: jax.Array, geometry: Geometry, out: int) -> int | None:
+def _images(x: jax.Array, geometry: Geometry, out: int, most: int) -> int | None:
     """How many images to take at once, None for all: XLA keeps the operands and results of all taps at one time."""
     rest = x.shape[-1] * math.prod(geometry.input[1:]) + out * math.prod(geometry.output[1:])
     each = geometry.axes[0].window * geometry.output[0] * rest * x.dtype.itemsize
-    return windows.images_at_once(x.shape[0], each, CHUNK_BYTES)
+    return windows.images_at_once(x.shape[0], each, most)
 
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product) -> jax.Array:
@@ -74,7 +76,7 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
         return inner(_side_by_side(x, geometry), rows, rest, precision, dtype).reshape(-1, *geometry.output, out)
     one = _loop_over_taps if _alike(geometry) else _tap_after_tap
     run = lambda x: one(x, w, geometry, precision, dtype, inner)
-    images = _images(x, geometry, out)
+    images = _images(x, geometry, out, CHUNK_BYTES)
     if images is None:
         return run(x)
     y = lax.map(run, x.reshape(-1, images, *x.shape[1:]))
@@ -158,7 +160,8 @@ def kernel_grad(
         return jnp.moveaxis(dw.reshape(*rest.window, axis.window, each, out), -3, 0)
     one = _map_over_taps if _alike(geometry) else _each_tap
     run = lambda x, g: one(x, g, geometry, precision, dtype, inner)
-    images = _images(x, geometry, out)
+    small = 4 * geometry.taps * each * out <= SMALL_BYTES
+    images = _images(x, geometry, out, min(SUMMED_BYTES, CHUNK_BYTES) if small else CHUNK_BYTES)
     if images is None:
         return run(x, g)
     split = lambda array: array.reshape(-1, images, *array.shape[1:])
