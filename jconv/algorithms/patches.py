@@ -89,8 +89,10 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
 
 
 def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
-    out, channels, rows = g.shape[-1], x.shape[-1], _rows(x, geometry)
-    images = None if rows else _images(x, geometry, SUMMED_BYTES)
+    out, channels = g.shape[-1], x.shape[-1]
+    most = windows.summed_at_once(x, g, 4 * geometry.taps * channels * out, SUMMED_BYTES)
+    rows = _rows(x, geometry, most)
+    images = None if rows else _images(x, geometry, most)
     x, narrow = windows.pad(x, geometry), out < geometry.taps * channels
 
     def run(x: jax.Array, g: jax.Array, part: Geometry = geometry) -> jax.Array:
@@ -111,13 +113,13 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     return dw.reshape(*geometry.window, channels, out)
 
 
-def _rows(x: jax.Array, geometry: Geometry) -> int | None:
+def _rows(x: jax.Array, geometry: Geometry, most: int) -> int | None:
     """How many rows of places of one image to take at once, where the patches of a whole image are too many."""
     row = geometry.taps * x.shape[-1] * math.prod(geometry.output[1:]) * x.dtype.itemsize
     count = geometry.output[0]
-    if not isinstance(x.shape[0], int) or row * count <= SUMMED_BYTES:
+    if not isinstance(x.shape[0], int) or row * count <= most:
         return None
-    return -(-count // -(-count // max(1, SUMMED_BYTES // row)))  # as even as can be
+    return -(-count // -(-count // max(1, most // row)))  # as even as can be
 
 
 def _by_rows(

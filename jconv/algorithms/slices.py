@@ -22,8 +22,6 @@ from jconv.geometry import Axis, Geometry
 SIDE_BY_SIDE = 64  # taps * channels a group up to which the taps become channels
 MOST_TAPS = 16  # convolutions that one program spells out
 CHUNK_BYTES = 8 << 20  # of the operands and results of all taps of the images taken at once
-SUMMED_BYTES = 2 << 20  # the same for a kernel gradient that is quickly added to:
-SMALL_BYTES = 1 << 18  # of so many bytes
 MOSTLY_INSIDE = 0.9  # of the planes, from which those of padding may be computed too
 MOST_PARTS = 16  # that a kernel gradient is summed up in,
 PART_FLOPS = 25e6  # none smaller than this: a step of a loop has its price
@@ -160,8 +158,8 @@ def kernel_grad(
         return jnp.moveaxis(dw.reshape(*rest.window, axis.window, each, out), -3, 0)
     one = _map_over_taps if _alike(geometry) else _each_tap
     run = lambda x, g: one(x, g, geometry, precision, dtype, inner)
-    small = 4 * geometry.taps * each * out <= SMALL_BYTES
-    images = _images(x, geometry, out, min(SUMMED_BYTES, CHUNK_BYTES) if small else CHUNK_BYTES)
+    most = windows.summed_at_once(x, g, 4 * geometry.taps * each * out, CHUNK_BYTES)
+    images = _images(x, geometry, out, most)
     if images is None:
         return run(x, g)
     split = lambda array: array.reshape(-1, images, *array.shape[1:])

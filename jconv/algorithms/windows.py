@@ -11,6 +11,8 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from jconv.geometry import Axis, Geometry, dilated
 
+SMALL_SUM = 1 << 18  # bytes
+
 
 def crop(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
     """x without the elements that no window touches, and the geometry whose pads are then never negative.
@@ -66,6 +68,13 @@ def images_at_once(batch: Any, bytes_each: int, most_bytes: int) -> int | None:
     if not isinstance(batch, int) or batch * bytes_each <= most_bytes or batch == 1:
         return None
     return max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * bytes_each <= most_bytes))
+
+
+def summed_at_once(x: jax.Array, g: jax.Array, sum_bytes: int, most_bytes: int) -> int:
+    """Bytes that a kernel gradient may hold at once: no more than its operands, where its sum is quickly added to."""
+    if sum_bytes > SMALL_SUM or not isinstance(x.shape[0], int):
+        return most_bytes
+    return min(most_bytes, max(SMALL_SUM, (x.size + g.size) * x.dtype.itemsize))
 
 
 def apart(function: Callable[..., Any], *arrays: Any) -> Any:

@@ -27,7 +27,6 @@ from jconv.geometry import Geometry
 FORMS_BYTES = 4 << 20
 CHUNK_BYTES = 14 << 20  # of the 16 arrays before and after the products, of which some two thirds live at once:
 # beyond 32 MiB glibc's malloc maps fresh pages for every call, which costs more than the products
-SMALL_FORMS_BYTES = 1 << 18  # what a kernel gradient's 16 products of few channels take
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 KERNEL = np.kron(G, G)  # (16, 9): G w G^T of a kernel as a vector of taps
 
@@ -175,9 +174,7 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     batch, channels, out = x.shape[0], x.shape[-1], g.shape[-1]
     rows, columns = _shape(geometry)
     x, g = x.astype(dtype), g.astype(dtype)
-    most = CHUNK_BYTES
-    if 64 * channels * out <= SMALL_FORMS_BYTES and isinstance(batch, int):  # quickly added to: no more than x and g
-        most = min(most, max(SMALL_FORMS_BYTES, (x.size + g.size) * x.dtype.itemsize))
+    most = windows.summed_at_once(x, g, 64 * channels * out, CHUNK_BYTES)
     images, some = _parts(batch, geometry, channels + out, most)
     sides = (((0,), (0,)), ((), ()))
     product = functools.partial(

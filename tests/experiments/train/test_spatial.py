@@ -12,7 +12,6 @@ from experiments.train import step as steps
 from experiments.train.__main__ import main
 from experiments.train.models import MODELS, convnext, mobilenet, resnet
 from experiments.train.settings import Settings
-from jconv.algorithms import patches
 from tests.experiments.train import small
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
@@ -72,11 +71,9 @@ def alike(got, want, scale):
 def test_a_step_is_that_of_one_device(model, size, groups, options):
     """Parameters, statistics and loss to float32 rounding; gradients are added up once a part; nothing is gathered."""
     layout = sharding.make_layout(4, False, BATCH, options.get("accumulate", 1), spatial=4 // groups)
-    corners = model == "mobilenet"
     state, metrics, program = stepped(model, size, layout, **options)
     want, want_metrics, _ = stepped(model, size, sharding.ONE_DEVICE, **options)
-    # A rounding of mobilenet's statistics turns a few of its activations over relu6's two corners.
-    alike((state.params, state.state, metrics), (want.params, want.state, want_metrics), 2e-4 if corners else 5e-5)
+    alike((state.params, state.state, metrics), (want.params, want.state, want_metrics), 5e-5)
     before, _ = MODELS[model].init(jax.random.key(0), (size, size, 3), CLASSES, width=0.25)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, before)
     assert min(jax.tree.leaves(moved)) > 0 and max(jax.tree.leaves(moved)) > 0.1, moved
@@ -90,11 +87,10 @@ def test_a_step_is_that_of_one_device(model, size, groups, options):
 def test_memory_is_divided():
     """A device keeps a quarter of what the layers keep for the backward pass; the images themselves it has whole."""
     programs = [
-        stepped("resnet", 64, layout)[-1]
+        stepped("resnet", 32, layout)[-1]
         for layout in (sharding.ONE_DEVICE, sharding.make_layout(4, False, BATCH, spatial=4))
     ]
-    held = patches.SUMMED_BYTES  # of patches, at any time, on one device and on each of four
-    one, four = (program.memory_analysis().temp_size_in_bytes - held for program in programs)
+    one, four = (program.memory_analysis().temp_size_in_bytes for program in programs)
     assert four < 0.35 * one
 
 
