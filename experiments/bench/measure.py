@@ -24,8 +24,10 @@ SAMPLE_SECONDS = 1e-3  # one timing is of as many calls as take this long
 # preceded by this long of the same call, untimed. With that, PyTorch in the same process changes no time by more than
 # the noise: a 3x3 of 8 x 56 x 56 x 64 takes 19 to 20 ms in stock JAX with PyTorch beside it and without.
 # But while they spin, a call on all cores gets one core less: the same program took 1.4 times as long straight after
-# PyTorch as straight after JAX (4 x 1 x 32000, 80 taps, 2 cores). So each contestant waits until they sleep.
-SETTLE_SECONDS = 2e-3
+# PyTorch as straight after JAX (4 x 1 x 32000, 80 taps, 2 cores). So each contestant waits until they sleep; and since
+# the second core of a virtual machine takes some ms to come back after such a pause, the call runs for 10 ms first
+# (stock JAX / jconv of a transposed 4x4 on both cores was 0.75 where 2 ms went before, 1.09 with 10).
+SETTLE_SECONDS = 1e-2
 SPIN_SECONDS = 2e-2
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jconv.algorithms import (
+    abreast,
     columns,
     cost,
     exchange,
@@ -102,9 +103,10 @@ def _one_group(product: str, lhs: jax.Array, rhs: jax.Array, geometry: Geometry,
 
 
 def _mostly_inside(problem: Problem) -> bool:
-    return shifts.share_inside(problem.geometry) > (0.82 if problem.product == "convolve" else 0.85)
+    return shifts.share_inside(problem.geometry) > MOSTLY_INSIDE
 
 
+MOSTLY_INSIDE = 0.76  # of the taps' places on the input, from which leaving out the others saves too little
 SLICED_FLOPS = 200  # a copied element of x, from which the copy is worth it,
 SLICED_FLOPS_OF_FEW = 48  # and with stride 1 where lax gathers at most FEWEST_GATHERED channels one by one,
 STEPPED_FLOPS_OF_FEW = 80  # or with a larger one
@@ -119,10 +121,14 @@ MIDDLING = 32  # channels from which lines are rows long enough
 MOST_SCATTERED = 9  # taps of a kernel gradient up to which one matrix product a tap beats a convolution with steps
 NARROW = 32  # channels in or out below which a kernel gradient has short rows
 LEAST_SLICED = 27  # taps * channels of a kernel gradient of fewer than patches.CHANNELS_LAST channels, for lines
+LONG_ROW = 96  # elements
+LEAST_LINES = 16  # taps from which lines of FEW channels beat their patches
+LARGEST_RESULT = 16 << 20  # bytes
 LANES = 8  # channels of a group up to which its convolution is one vector, or half
 FEWEST = 32  # channels in or out below which Winograd's sums cost more than the multiplications that they save,
 FEWEST_IN_ALL = 128  # and of both together, but for a kernel gradient
-LARGEST_FORMS = 8 << 20
+LARGEST_FORMS = 32 << 20
+LEAST_ABREAST = 250  # floating-point operations an element of x and y, from which images are worth to be copied abreast
 LEAST_SECONDS = 5e-4  # of a lax convolution from which a program that takes half a second longer to compile is worth it
 
 
@@ -138,7 +144,8 @@ def _winograd_wins(problem: Problem) -> bool:
     fits = problem.product == "convolve" or forms <= LARGEST_FORMS
     fits &= min(problem.channels, problem.out) >= FEWEST
     fits &= problem.product != "convolve" or problem.channels + problem.out >= FEWEST_IN_ALL
-    return problem.dtype == jnp.float32 and fits and max(LEAST_SECONDS, 1.15 * ours) < lax_seconds
+    room = 1.15 if problem.product == "convolve" else 1.0
+    return problem.dtype == jnp.float32 and fits and max(LEAST_SECONDS, room * ours) < lax_seconds
 
 
 def _plane_kernel_grad(problem: Problem) -> str | None:
@@ -158,15 +165,20 @@ def _plane_kernel_grad(problem: Problem) -> str | None:
     if winograd.applies(geometry) and _winograd_wins(problem):
         return "winograd"
     if shifts.applies(geometry) and (
-        _tap_by_tap(problem) or (channels >= patches.CHANNELS_LAST and not _mostly_inside(problem))
+        _tap_by_tap(problem)
+        or (channels >= patches.CHANNELS_LAST and geometry.taps <= MOST_SCATTERED and not _mostly_inside(problem))
     ):
         return "shifts"
+    steps = any(axis.stride > 1 for axis in geometry.axes)
     if channels < patches.CHANNELS_LAST:
-        steps = any(axis.stride > 1 for axis in geometry.axes)
-        few = (steps or geometry.taps * channels < LEAST_SLICED) and patches.applies(geometry)
+        few = geometry.taps <= patches.SPELLED_OUT if steps else geometry.taps * channels < LEAST_SLICED
     else:
-        few = min(channels, out) < NARROW and patches.applies(geometry)
-    return "patches" if few else "slices" if slices.applies(geometry) else None
+        few = min(channels, out) < NARROW
+        if few and channels >= FEW:
+            if steps and shifts.applies(geometry):
+                return "shifts"
+            few = geometry.taps < LEAST_LINES
+    return "patches" if few and patches.applies(geometry) else "slices" if slices.applies(geometry) else None
 
 
 def _folded_wins(problem: Problem) -> bool:
@@ -191,6 +203,8 @@ def _tap_by_tap(problem: Problem) -> bool:
 def _sliced_wins(problem: Problem) -> bool:
     """Where lax keeps a plane convolution on one core, gathers few or oddly many channels, or steps over its input."""
     geometry, channels, out = problem.geometry, problem.channels, problem.out
+    if _undilated(problem) and _rows_of_patches(problem):
+        return True
     if problem.product != "convolve":
         return _plane_kernel_grad(problem) == "slices"
     if geometry.rank != 2 or geometry.groups > 1 or not _undilated(problem) or geometry.taps == 1:
@@ -206,6 +220,9 @@ def _sliced_wins(problem: Problem) -> bool:
         few = channels <= FEWEST_GATHERED
         least = (SLICED_FLOPS_OF_FEW if dense else STEPPED_FLOPS_OF_FEW) if few else SLICED_FLOPS
         least = SLICED_FLOPS_OF_ODD if channels % 4 and channels > FEW else least
+        images = problem.batch if isinstance(problem.batch, int) else 1
+        if dense and 4 * images * math.prod(geometry.output) * out > LARGEST_RESULT:
+            return False  # it is written once more, into memory that the system has yet to hand out
         return cost.flops(1, geometry, channels, out) >= least * copied
     if winograd.applies(geometry):
         return MIDDLING <= channels < out and max(out, last.output) <= cost.BLOCK
@@ -214,7 +231,19 @@ def _sliced_wins(problem: Problem) -> bool:
         return True
     if not dense and channels >= MIDDLING and last.output < cost.BLOCK:
         return True
-    return max(out, last.output) < 1.6 * cost.BLOCK and per_result >= SUMMED_FLOPS
+    one_core = max(out, last.output) < 1.6 * cost.BLOCK
+    enough = per_result >= (2 * SUMMED_FLOPS if _abreast_wins(problem) else SUMMED_FLOPS)
+    return one_core and enough
+
+
+def _abreast_wins(problem: Problem) -> bool:
+    """Where lax keeps an image's row on one core, several rows side by side do not, and are worth a copy."""
+    geometry, channels, out = problem.geometry, problem.channels, problem.out
+    if not (problem.real and isinstance(problem.batch, int) and abreast.applies(geometry)):
+        return False
+    moved = math.prod(geometry.input) * channels + math.prod(geometry.output) * out
+    worth = cost.flops(1, geometry, channels, out) >= LEAST_ABREAST * moved
+    return worth and abreast.abreast(problem.batch, geometry, channels, out) > 1
 
 
 def _few_taps_of_one(problem: Problem) -> bool:
@@ -222,6 +251,22 @@ def _few_taps_of_one(problem: Problem) -> bool:
     geometry = problem.geometry
     fits = geometry.groups > 1 and taps.applies(geometry, problem.channels, problem.out)
     return fits and 1 < geometry.taps <= MOST_OF_ONE
+
+
+def _thin(problem: Problem) -> bool:
+    """1x1 of so few channels that a matrix product has nothing to add up; lax's convolution takes half as long."""
+    dense = all(axis.window == axis.stride == axis.input_dilation == 1 for axis in problem.geometry.axes)
+    few = problem.channels <= FEWEST_GATHERED < problem.out and problem.geometry.groups == 1
+    return problem.product == "convolve" and dense and few
+
+
+def _rows_of_patches(problem: Problem) -> bool:
+    """Patches whose rows are long enough to be multiplied where they stand: a product a row, and no copy."""
+    geometry = problem.geometry
+    if geometry.rank != 2 or geometry.groups > 1 or not (matmul.applies(geometry) and slices.applies(geometry)):
+        return False
+    first, last = geometry.axes
+    return first.window > 2 and last.window * problem.channels >= LONG_ROW
 
 
 def _lanes_win(problem: Problem) -> bool:
@@ -236,7 +281,8 @@ def _scattered(problem: Problem) -> bool:
     """A kernel gradient along one axis whose convolution would step over its input: a third of lax's speed."""
     axes = problem.geometry.axes
     steps = any(axis.stride > 1 or axis.dilation > 1 for axis in axes) or axes[-1].window == 1
-    line = sum(axis.window > 1 for axis in axes) == 1 and problem.geometry.taps <= MOST_SCATTERED
+    most = MOST_SCATTERED if len(axes) > 1 else MOST_OF_ONE
+    line = sum(axis.window > 1 for axis in axes) == 1 and problem.geometry.taps <= most
     wide = line and min(problem.channels, problem.out) >= cost.BLOCK
     return problem.product == "kernel_grad" and steps and wide
 
@@ -244,14 +290,14 @@ def _scattered(problem: Problem) -> bool:
 def _planes(problem: Problem) -> bool:
     """Three spatial axes, which lax computes on a naive path; but what goes tap by tap goes so at once."""
     whole = shifts.applies(problem.geometry) and _tap_by_tap(problem)
-    return problem.geometry.rank > 2 and slices.applies(problem.geometry) and not whole
+    return problem.geometry.rank > 2 and slices.applies(problem.geometry) and not whole and not _thin(problem)
 
 
 TABLE = (
     Row(
         "matmul",
         lambda p: matmul.applies(p.geometry) and _undilated(p),
-        lambda p: not (p.real and _few_taps_of_one(p)),
+        lambda p: not (p.real and (_few_taps_of_one(p) or _thin(p) or _rows_of_patches(p))),
         "each input element meets one tap at most: one matrix product",
         convolve=matmul.convolve,
         kernel_grad=matmul.kernel_grad,
@@ -259,7 +305,7 @@ TABLE = (
     Row(
         "spread",
         lambda p: p.product == "convolve" and matmul.applies_spread(p.geometry),
-        _always,
+        lambda p: not (p.real and _thin(p)),
         "the input gradient of patches: one matrix product, spread back",
         convolve=matmul.convolve_spread,
     ),
@@ -339,6 +385,13 @@ TABLE = (
         "few channels: every window's elements side by side, one matrix product",
         convolve=patches.convolve,
         kernel_grad=patches.kernel_grad,
+    ),
+    Row(
+        "abreast",
+        lambda p: abreast.applies(p.geometry),
+        _abreast_wins,
+        "images too narrow to fill all cores: several side by side as one",
+        convolve=abreast.convolve,
     ),
     Row(
         "lax",

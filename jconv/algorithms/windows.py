@@ -53,11 +53,14 @@ def under_tap(padded: jax.Array, geometry: Geometry, tap: Sequence[int]) -> jax.
 
 
 def turned(w: jax.Array, groups: int) -> jax.Array:
-    """w (*window, in // groups, out) turned by 180 degrees, in and out changed: (*window, out // groups, in)."""
+    """w (*window, in // groups, out) turned by 180 degrees, in and out changed: (*window, out // groups, in).
+
+    Turned last: an algorithm that turns its kernel back first then leaves XLA two turns side by side, which cancel.
+    """
     *window, c, o = w.shape
-    w = lax.rev(w, range(len(window)))
     w = w.reshape(*window, c, groups, o // groups)
-    return jnp.moveaxis(w, -3, -1).swapaxes(-3, -2).reshape(*window, o // groups, groups * c)
+    w = jnp.moveaxis(w, -3, -1).swapaxes(-3, -2).reshape(*window, o // groups, groups * c)
+    return lax.rev(w, range(len(window)))
 
 
 def images_at_once(batch: Any, bytes_each: int, most_bytes: int) -> int | None:

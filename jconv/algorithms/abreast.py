@@ -1,0 +1,77 @@
+"""Several images side by side as one wide image, with zeros between them: for images too narrow to fill all cores.
+
+    x'[n, y, i * pitch + a] = x[n * abreast + i, y, a],   y[n * abreast + i, y, p] = y'[n, y, i * pitch / stride + p]
+XLA:CPU hands a plane convolution to the cores in blocks of its width and its output channels, one row of one image
+after the other; a row that is a single block stays on one core (8 x 56 x 56 x 64 by 3x3 to 64: 20 ms, and 13 ms as two
+or four images side by side). A kernel gradient or an input gradient beside it fills the other core; a forward pass has
+nothing beside it. Cost: the multiply-adds of the convolution and of the zeros between the images, a copy of x and one
+of the result.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jconv.algorithms import lax_conv, windows
+from jconv.geometry import Axis, Geometry
+
+ROW_FLOPS = 19e6  # of a row of a wide image that is surely two blocks or more
+ROW_PLACES = 2 * 3 * 1024  # width * channels of one, too: a block is at most 64 x 64 large, or 128 x 32
+CHUNK_BYTES = 8 << 20  # of the wide images and their results of one step
+
+
+def applies(geometry: Geometry) -> bool:
+    undilated = all(axis.input_dilation == 1 for axis in geometry.axes)
+    return geometry.rank == 2 and geometry.groups == 1 and undilated and geometry.taps > 1
+
+
+def pitch(axis: Axis) -> int:
+    """Elements from the start of an image to that of the next: no window sees two, and every place has its own."""
+    seen = (axis.output - 1) * axis.stride + axis.reach - axis.low
+    return -(-max(axis.input + axis.low, seen, axis.output * axis.stride) // axis.stride) * axis.stride
+
+
+def row_flops(geometry: Geometry, channels: int, out: int) -> float:
+    """Floating-point operations of one row of the result."""
+    return 2.0 * geometry.output[-1] * geometry.taps * channels * out
+
+
+def abreast(batch: Any, geometry: Geometry, channels: int, out: int) -> int:
+    """How many images side by side: the fewest, a divisor of the batch, whose rows are of ROW_FLOPS, or all."""
+    if not isinstance(batch, int):  # symbolic, in an export
+        return 1
+    each, places = row_flops(geometry, channels, out), geometry.output[-1] * out
+    enough = lambda n: n * each >= ROW_FLOPS and enough_places(places, n)
+    return min((n for n in range(1, batch + 1) if batch % n == 0 and enough(n)), default=max(1, batch))
+
+
+def enough_places(places: int, count: int) -> bool:
+    """Whether rows of `count` images, `places` of width times channels each, are two blocks."""
+    return count * places >= ROW_PLACES
+
+
+def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
+    batch, channels, out = x.shape[0], x.shape[-1], w.shape[-1]
+    count = abreast(batch, geometry, channels, out)
+    if count <= 1:
+        return lax_conv.convolve(x, w, geometry, precision, dtype)
+    rows, last = geometry.axes
+    apart = pitch(last)
+    wide = dataclasses.replace(last, input=count * apart, output=count * (apart // last.stride))
+
+    def run(x: jax.Array) -> jax.Array:
+        x = x.reshape(-1, count, rows.input, last.input, channels).swapaxes(1, 2)
+        x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0),) * 3 + ((0, apart - last.input, 0), (0, 0, 0)))
+        x, cropped = windows.crop(x.reshape(-1, rows.input, wide.input, channels), Geometry((rows, wide)))
+        y = lax_conv.convolve(x, w, cropped, precision, dtype)
+        y = y.reshape(-1, rows.output, count, apart // last.stride, out)
+        return lax.slice_in_dim(y, 0, last.output, axis=3).swapaxes(1, 2)
+
+    each = count * x.dtype.itemsize * (rows.input * apart * channels + rows.output * (apart // last.stride) * out)
+    images = windows.images_at_once(batch // count, each, CHUNK_BYTES)
+    # A loop even of one step, which XLA unrolls: what loops over the batch is split over devices by _sharding.
+    y = lax.map(run, x.reshape(-1, (images or batch // count) * count, *x.shape[1:]))
+    return y.reshape(batch, rows.output, last.output, out)
