@@ -57,7 +57,8 @@ def test_it_is_chosen_where_the_model_says_that_it_pays():
     assert chosen("forward", 4, 56, 64, 64) == "winograd"
     assert chosen("forward", 128, 32, 16, 16) == "lax"
     assert chosen("forward", 1, 8, 64, 64) == "lax"
-    assert chosen("kernel_grad", 4, 14, 512, 512) == "slices"  # its forms beside those of the input gradient: 32 MB
+    assert chosen("kernel_grad", 4, 14, 512, 512) == "winograd"
+    assert chosen("kernel_grad", 4, 14, 1024, 1024) == "slices"  # its forms beside those of the input gradient: 134 MB
     same = Geometry(tuple(Axis(14, 3, 14, low=1) for _ in range(2)))
     problem = choose.product_problem("forward", same, 8, 256, 256, jnp.dtype("float64"))
     assert choose.pick(problem).name == "lax"
