@@ -81,7 +81,7 @@ def test_text():
         ((1, 148, 148, 48), (4, 4, 48, 48), {"strides": 4}, ("slices", "slices", "spread")),
         ((8, 64, 64, 3), (1, 1, 3, 64), {}, ("lax", "matmul", "matmul")),
         ((1, 1024, 128), (25, 128, 256), {"strides": 4, "padding": ((10, 11),)}, ("lax", "shifts", "phases")),
-        ((8, 64, 64, 21), (3, 3, 21, 21), {"padding": 16, "kernel_dilation": 16}, ("slices", "shifts", "slices")),
+        ((8, 64, 64, 21), (3, 3, 21, 21), {"padding": 16, "kernel_dilation": 16}, ("abreast", "shifts", "abreast")),
         ((8, 28, 28, 32), (5, 5, 32, 96), {"padding": 2}, ("abreast", "slices", "abreast")),
         ((16, 14, 14, 32), (5, 5, 32, 128), {"padding": 2}, ("abreast", "slices", "abreast")),
         ((8, 27, 27, 96), (5, 5, 96, 256), {"padding": 2}, ("lax", "slices", "slices")),

@@ -37,6 +37,7 @@ FEWEST = 32  # channels in or out below which Winograd's sums cost more than the
 FEWEST_IN_ALL = 128  # and of both together, but for a kernel gradient
 LARGEST_FORMS = 32 << 20
 LEAST_ABREAST = 250  # floating-point operations an element of x and y, from which images are worth to be copied abreast
+LEAST_ABREAST_OF_ODD = 120  # and where channels are filled up to a vector
 LEAST_SECONDS = 5e-4  # of a lax convolution from which a program that takes half a second longer to compile is worth it
 
 
@@ -144,7 +145,7 @@ def sliced_wins(problem: Problem) -> bool:
     first, last = geometry.axes
     if first.window == 1:  # its lines are a batch, nothing is copied
         return True
-    if first.window < 3:
+    if first.window < 3 or (abreast.missing(channels) and abreast_wins(problem)):
         return False
     rows, dense = first.window * channels, first.stride == last.stride == 1
     if channels >= 2 and rows <= slices.SIDE_BY_SIDE:  # the taps' rows become channels, one copy of x
@@ -169,13 +170,15 @@ def sliced_wins(problem: Problem) -> bool:
 
 
 def abreast_wins(problem: Problem) -> bool:
-    """Where lax keeps an image's row on one core, several rows side by side do not, and are worth a copy."""
+    """Where lax keeps an image's row on one core or fills no vector, several rows side by side do, and a copy pays."""
     geometry, channels, out = problem.geometry, problem.channels, problem.out
-    if not (problem.real and isinstance(problem.batch, int) and abreast.applies(geometry)):
+    if problem.dtype != jnp.float32 or not isinstance(problem.batch, int) or not abreast.applies(geometry):
         return False
     moved = math.prod(geometry.input) * channels + math.prod(geometry.output) * out
-    worth = cost.flops(1, geometry, channels, out) >= LEAST_ABREAST * moved
-    return worth and abreast.abreast(problem.batch, geometry, channels, out) > 1
+    odd = bool(abreast.missing(channels) or abreast.missing(out))
+    if cost.flops(1, geometry, channels, out) < (LEAST_ABREAST_OF_ODD if odd else LEAST_ABREAST) * moved:
+        return False
+    return odd or abreast.abreast(problem.batch, geometry, channels, out) > 1
 
 
 def few_taps_of_one(problem: Problem) -> bool:

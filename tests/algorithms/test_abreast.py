@@ -46,6 +46,16 @@ def test_it_is_the_same(smallest, shape, kernel, options, count):
     assert [images for images, *_ in convolved(f, x, k)] == [shape[0] // (count or shape[0])]
 
 
+@pytest.mark.parametrize(("batch", "channels", "out", "filled"), [(2, 21, 18, 24), (1, 17, 20, 20), (3, 20, 24, 20)])
+def test_channels_fill_vectors(batch, channels, out, filled):
+    """21 channels are computed as 24, of one image too; what is even is left as it is."""
+    rng = np.random.default_rng(0)
+    x, k = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((batch, 5, 6, channels), (3, 3, channels, out)))
+    f = jax.jit(lambda x, k: jconv.conv(x, k, padding=1, algorithm={"forward": "abreast"}))
+    np.testing.assert_array_equal(f(x, k), reference.conv(x, k, padding=1))
+    assert [shape[-1] for shape in convolved(f, x, k)] == [filled]
+
+
 def convolved(f, *operands):
     """The shapes that the program's convolutions have for their first operand."""
     found = re.findall(r"stablehlo\.convolution.* : \(tensor<([\dx]+)xf32>", f.lower(*operands).as_text())
