@@ -18,6 +18,7 @@ LAYERS = [  # x, kernel, options
     ((6, 4, 5, 2), (2, 4, 2, 3), {"padding": ((0, 1), (0, 3))}),
     ((4, 6, 9, 2), (3, 3, 2, 3), {"padding": ((2, 2), (4, 3)), "kernel_dilation": (2, 3)}),
     ((6, 6, 9, 2), (3, 3, 2, 3), {"padding": ((1, 0), (2, 1)), "strides": (2, 4)}),
+    ((4, 3, 5, 2), (1, 3, 2, 3), {"padding": ((0, 0), (4, 3))}),  # more places than the windows see elements
     ((4, 6, 9, 2), (1, 2, 2, 3), {"strides": (1, 5)}),  # what stands between two windows meets none
     ((4, 6, 9, 2), (2, 3, 2, 3), {"padding": ((0, 0), (-2, 1)), "strides": (1, 2)}),
 ]
