@@ -29,6 +29,7 @@ MIDDLING = 32  # channels from which lines are rows long enough
 MOST_SCATTERED = 9  # taps of a kernel gradient up to which one matrix product a tap beats a convolution with steps
 NARROW = 32  # channels in or out below which a kernel gradient has short rows
 LEAST_SLICED = 27  # taps * channels of a kernel gradient of fewer than patches.CHANNELS_LAST channels, for lines
+SMALL_IMAGE = 1 << 10  # places of an image of which a few taps' products are from cache
 LONG_ROW = 96  # elements
 LEAST_LINES = 16  # taps from which lines of FEW channels beat their patches
 LARGEST_RESULT = 16 << 20  # bytes
@@ -108,7 +109,7 @@ def plane_kernel_grad(problem: Problem) -> str | None:
     else:
         few = min(channels, out) < NARROW
         if few and channels >= FEW:
-            if steps and shifts.applies(geometry):
+            if steps and shifts.applies(geometry) and math.prod(geometry.output) <= SMALL_IMAGE:
                 return "shifts"
             few = geometry.taps < LEAST_LINES
     return "patches" if few and patches.applies(geometry) else "slices" if slices.applies(geometry) else None
