@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jconv.algorithms import windows
 from jconv.geometry import Axis, Geometry
 
 JOINED = 4  # groups up to which one product with a block-diagonal matrix beats one a group, for all its zeros
@@ -91,7 +92,10 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     patches = _patches(x, geometry).reshape(-1, geometry.taps * channels)
     g = g.reshape(-1, out)
     if groups <= JOINED:
-        dw = transposed_product(patches, g, precision, dtype)
+        product = lambda x, g: transposed_product(x, g, precision, dtype)
+        small = 4 * patches.shape[-1] * out <= windows.SMALL_SUM  # else adding the parts up costs more than it saves
+        flops = 2 * patches.size * out if small and isinstance(patches.shape[0], int) else None
+        dw = windows.in_parts(product, patches, g, flops)
         dw = dw.reshape(groups, geometry.taps * channels // groups, groups, out // groups)
         dw = jnp.moveaxis(jnp.diagonal(dw, axis1=0, axis2=2), -1, 1)  # the groups' own blocks
     else:

@@ -23,8 +23,6 @@ SIDE_BY_SIDE = 64  # taps * channels a group up to which the taps become channel
 MOST_TAPS = 16  # convolutions that one program spells out
 CHUNK_BYTES = 8 << 20  # of the operands and results of all taps of the images taken at once
 MOSTLY_INSIDE = 0.9  # of the planes, from which those of padding may be computed too
-MOST_PARTS = 16  # that a kernel gradient is summed up in,
-PART_FLOPS = 25e6  # none smaller than this: a step of a loop has its price
 
 Product = Callable[[jax.Array, jax.Array, Geometry, Any, Any], jax.Array]
 
@@ -129,23 +127,6 @@ def _tap_after_tap(
     return jnp.zeros(shape, dtype) if total is None else total
 
 
-def _in_parts(run: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, g: jax.Array, flops: Any) -> jax.Array:
-    """run(x, g) as a sum over parts of the batch: it stays in cache, and a long sum loses less in pieces.
-
-    lax adds up a 3-D kernel gradient more exactly than a plane one.
-    """
-    if not isinstance(flops, int):  # symbolic, in an export
-        return run(x, g)
-    most = min(MOST_PARTS, int(flops / PART_FLOPS))
-    parts = max((n for n in range(1, most + 1) if x.shape[0] % n == 0), default=1)
-    if parts == 1:
-        return run(x, g)
-    split = lambda array: array.reshape(parts, -1, *array.shape[1:])
-    add = lambda total, pair: (total + run(*pair), None)
-    shape = jax.eval_shape(run, split(x)[0], split(g)[0])
-    return lax.scan(add, jnp.zeros(shape.shape, shape.dtype), (split(x), split(g)))[0]
-
-
 def kernel_grad(
     x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product
 ) -> jax.Array:
@@ -154,7 +135,7 @@ def kernel_grad(
     if axis.window * each <= SIDE_BY_SIDE:
         flat = g.reshape(-1, *g.shape[2:])
         run = lambda x, g: inner(x, g, rest, precision, dtype)
-        dw = _in_parts(run, _side_by_side(x, geometry), flat, 2 * geometry.taps * each * g.size)
+        dw = windows.in_parts(run, _side_by_side(x, geometry), flat, 2 * geometry.taps * each * g.size)
         return jnp.moveaxis(dw.reshape(*rest.window, axis.window, each, out), -3, 0)
     one = _map_over_taps if _alike(geometry) else _each_tap
     run = lambda x, g: one(x, g, geometry, precision, dtype, inner)

@@ -12,6 +12,8 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jconv.geometry import Axis, Geometry, dilated
 
 SMALL_SUM = 1 << 18  # bytes
+MOST_PARTS = 16  # that a kernel gradient is summed up in,
+PART_FLOPS = 25e6  # none smaller than this: a step of a loop has its price
 
 
 def crop(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
@@ -78,6 +80,23 @@ def summed_at_once(x: jax.Array, g: jax.Array, sum_bytes: int, most_bytes: int) 
     if sum_bytes > SMALL_SUM or not isinstance(x.shape[0], int):
         return most_bytes
     return min(most_bytes, max(SMALL_SUM, (x.size + g.size) * x.dtype.itemsize))
+
+
+def in_parts(run: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, g: jax.Array, flops: Any) -> jax.Array:
+    """run(x, g) as a sum over parts of the batch: it stays in cache, and a long sum loses less in pieces.
+
+    lax adds up a 3-D kernel gradient more exactly than a plane one.
+    """
+    if not isinstance(flops, int):  # symbolic, in an export
+        return run(x, g)
+    most = min(MOST_PARTS, int(flops / PART_FLOPS))
+    parts = max((n for n in range(1, most + 1) if x.shape[0] % n == 0), default=1)
+    if parts == 1:
+        return run(x, g)
+    split = lambda array: array.reshape(parts, -1, *array.shape[1:])
+    add = lambda total, pair: (total + run(*pair), None)
+    shape = jax.eval_shape(run, split(x)[0], split(g)[0])
+    return lax.scan(add, jnp.zeros(shape.shape, shape.dtype), (split(x), split(g)))[0]
 
 
 def apart(function: Callable[..., Any], *arrays: Any) -> Any:

@@ -149,7 +149,8 @@ def sliced_wins(problem: Problem) -> bool:
     if first.window < 3 or (abreast.missing(channels) and abreast_wins(problem)):
         return False
     rows, dense = first.window * channels, first.stride == last.stride == 1
-    if channels >= 2 and rows <= slices.SIDE_BY_SIDE:  # the taps' rows become channels, one copy of x
+    several = channels >= 2 or geometry.taps > MOST_OF_ONE
+    if several and rows <= slices.SIDE_BY_SIDE:  # the taps' rows become channels, one copy of x
         copied = geometry.output[0] * geometry.input[1] * rows
         few = channels <= FEWEST_GATHERED
         least = (SLICED_FLOPS_OF_FEW if dense else STEPPED_FLOPS_OF_FEW) if few else SLICED_FLOPS
@@ -202,7 +203,8 @@ def rows_of_patches(problem: Problem) -> bool:
     if geometry.rank != 2 or geometry.groups > 1 or not (matmul.applies(geometry) and slices.applies(geometry)):
         return False
     first, last = geometry.axes
-    return first.window > 2 and last.window * problem.channels >= LONG_ROW
+    least = 2 if problem.product == "convolve" else 3
+    return first.output > 1 and first.window >= least and last.window * problem.channels >= LONG_ROW
 
 
 def lanes_win(problem: Problem) -> bool:

@@ -6,7 +6,7 @@ import pytest
 
 import jconv
 from jconv import reference
-from jconv.algorithms import slices
+from jconv.algorithms import windows
 
 
 @pytest.mark.parametrize(("depth", "parts"), [(6, 6), (7, 7), (34, 2)])  # the largest divisor of the places, to 16
@@ -16,7 +16,7 @@ def test_in_parts(monkeypatch, depth, parts):
     form = lambda x, g: jconv.conv_kernel_grad(x, g, (3, 3, 3, 2, 3), padding=1, algorithm={"kernel_grad": "slices"})
     want = reference.conv_kernel_grad(x, g, (3, 3, 3, 2, 3), padding=1)
     assert "while" not in jax.jit(form).lower(x, g).as_text()  # too small to be worth a loop
-    monkeypatch.setattr(slices, "PART_FLOPS", 1.0)
+    monkeypatch.setattr(windows, "PART_FLOPS", 1.0)
     jax.clear_caches()
     lowered = jax.jit(form).lower(x, g)
     assert f"tensor<{parts}x{depth // parts}x" in lowered.as_text()
