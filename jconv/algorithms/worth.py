@@ -177,6 +177,8 @@ def abreast_wins(problem: Problem) -> bool:
     if problem.dtype != jnp.float32 or not isinstance(problem.batch, int) or not abreast.applies(geometry):
         return False
     moved = math.prod(geometry.input) * channels + math.prod(geometry.output) * out
+    if min(channels, out) < FEW:  # little to compute for what is copied
+        return False
     odd = bool(abreast.missing(channels) or abreast.missing(out))
     if cost.flops(1, geometry, channels, out) < (LEAST_ABREAST_OF_ODD if odd else LEAST_ABREAST) * moved:
         return False
