@@ -32,7 +32,8 @@ LEAST_SLICED = 27  # taps * channels of a kernel gradient of fewer than patches.
 SMALL_IMAGE = 1 << 10  # places of an image of which a few taps' products are from cache
 LONG_ROW = 96  # elements
 LEAST_LINES = 16  # taps from which lines of FEW channels beat their patches
-LARGEST_RESULT = 16 << 20  # bytes
+LARGEST_RESULT = 16 << 20  # bytes that an allocator keeps; those of a second buffer it gives back, and
+MAPPED = 32 << 20  # beyond this every buffer is new in each call, whatever computes it
 LANES = 8  # channels of a group up to which its convolution is one vector, or half
 FEWEST = 32  # channels in or out below which Winograd's sums cost more than the multiplications that they save,
 FEWEST_IN_ALL = 128  # and of both together, but for a kernel gradient
@@ -149,14 +150,14 @@ def sliced_wins(problem: Problem) -> bool:
     if first.window < 3 or (abreast.missing(channels) and abreast_wins(problem)):
         return False
     rows, dense = first.window * channels, first.stride == last.stride == 1
-    several = channels >= 2 or geometry.taps > MOST_OF_ONE
-    if several and rows <= slices.SIDE_BY_SIDE:  # the taps' rows become channels, one copy of x
+    if channels >= 2 and rows <= slices.SIDE_BY_SIDE:  # the taps' rows become channels, one copy of x
         copied = geometry.output[0] * geometry.input[1] * rows
         few = channels <= FEWEST_GATHERED
         least = (SLICED_FLOPS_OF_FEW if dense else STEPPED_FLOPS_OF_FEW) if few else SLICED_FLOPS
         least = SLICED_FLOPS_OF_ODD if channels % 4 and channels > FEW else least
         images = problem.batch if isinstance(problem.batch, int) else 1
-        if dense and 4 * images * math.prod(geometry.output) * out > LARGEST_RESULT:
+        result = 4 * images * math.prod(geometry.output) * out
+        if dense and LARGEST_RESULT < result <= MAPPED:
             return False  # it is written once more, into memory that the system has yet to hand out
         return cost.flops(1, geometry, channels, out) >= least * copied
     if winograd.applies(geometry):
