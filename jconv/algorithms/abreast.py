@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jconv.algorithms import lax_conv, windows
+from jconv.algorithms import cost, lax_conv, windows
 from jconv.geometry import Axis, Geometry
 
 ROW_FLOPS = 19e6  # of a row of a wide image that is surely two blocks or more
@@ -36,16 +36,12 @@ def pitch(axis: Axis) -> int:
     return -(-max(axis.input + axis.low, seen, axis.output * axis.stride) // axis.stride) * axis.stride
 
 
-def row_flops(geometry: Geometry, channels: int, out: int) -> float:
-    """Floating-point operations of one row of the result."""
-    return 2.0 * geometry.output[-1] * geometry.taps * channels * out
-
-
 def abreast(batch: Any, geometry: Geometry, channels: int, out: int) -> int:
     """How many images side by side: the fewest, a divisor of the batch, whose rows are of ROW_FLOPS, or all."""
     if not isinstance(batch, int):  # symbolic, in an export
         return 1
-    each, places = row_flops(geometry, channels, out), geometry.output[-1] * out
+    each = cost.flops(1, geometry, channels, out) / geometry.output[0]  # of one row
+    places = geometry.output[-1] * out
     enough = lambda n: n * each >= ROW_FLOPS and enough_places(places, n)
     return min((n for n in range(1, batch + 1) if batch % n == 0 and enough(n)), default=max(1, batch))
 
