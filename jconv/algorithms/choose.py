@@ -19,6 +19,7 @@ from jconv.algorithms import (
     columns,
     exchange,
     grouped,
+    joined,
     lanes,
     lax_conv,
     matmul,
@@ -107,6 +108,14 @@ TABLE = (
         kernel_grad=taps.kernel_grad,
     ),
     Row(
+        "joined",
+        lambda p: joined.applies(p.geometry),
+        worth.joined_wins,
+        "axes along which the window is one place: joined to one, without a copy",
+        convolve=functools.partial(joined.convolve, inner=_inner),
+        kernel_grad=functools.partial(joined.kernel_grad, inner=_inner_kernel_grad),
+    ),
+    Row(
         "columns",
         lambda p: p.product == "convolve" and columns.applies(p.geometry),
         lambda p: p.real and worth.folded_wins(p),
@@ -170,7 +179,7 @@ TABLE = (
     Row(
         "patches",
         lambda p: patches.applies(p.geometry),
-        lambda p: worth.plane_kernel_grad(p) == "patches",
+        lambda p: worth.few_of_volume(p) or worth.plane_kernel_grad(p) == "patches",
         "few channels: every window's elements side by side, one matrix product",
         convolve=patches.convolve,
         kernel_grad=patches.kernel_grad,

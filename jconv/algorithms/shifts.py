@@ -9,6 +9,7 @@ beside the product where there are many channels. Images are taken a few at a ti
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from jconv.algorithms import matmul, windows
 from jconv.geometry import Geometry
 
 MOST_TAPS = 32  # products that one program spells out
+LONG_ROW = 512  # places of a row from which a product of one row is a long sum
 CHUNK_BYTES = 4 << 20  # input and result of the images taken at once
 
 
@@ -93,6 +95,8 @@ def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dt
 
 
 def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
+    if long_rows(geometry) and isinstance(x.shape[0], int):
+        return _row_after_row(x, g, geometry, precision, dtype)
     images = _images(x, geometry, g.shape[-1])
     if images is None:
         return _kernel_grad(x, g, geometry, precision, dtype)
@@ -103,6 +107,47 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     zeros = jnp.zeros((*geometry.window, x.shape[-1], g.shape[-1]), dtype)
     split = lambda array: array.reshape(-1, images, *array.shape[1:])
     return lax.scan(add, zeros, (split(x), split(g)))[0]
+
+
+def long_rows(geometry: Geometry) -> bool:
+    """Whether the window slides along the first axis alone, over rows of places enough for a product each."""
+    first, *rest = geometry.axes
+    alone = all(a.window == a.stride == 1 and a.low == 0 and a.output == a.input for a in rest)
+    return alone and first.window > 1 and math.prod(geometry.output[1:]) >= LONG_ROW
+
+
+def _row_after_row(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
+    """A product a tap of each row of g with the row of x under it, where they stand: nothing large is copied."""
+    axis, channels, out = geometry.axes[0], x.shape[-1], g.shape[-1]
+    x, g = (array.reshape(*array.shape[:2], -1, array.shape[-1]) for array in (x, g))
+    boxes = [axis.places_inside(tap) for tap in range(axis.window)]
+    narrow = out < channels
+
+    def products(image: Any, place: Any, taps: Sequence[int]) -> list[jax.Array]:
+        row = lambda array, at: lax.dynamic_slice(array, (image, at, 0, 0), (1, 1, *array.shape[2:]))[0, 0]
+        there = row(g, place)
+        under = [row(x, place * axis.stride + tap * axis.dilation - axis.low) for tap in taps]
+        pairs = [(there, here) if narrow else (here, there) for here in under]
+        return [matmul.first_axes_product(*pair, precision, dtype) for pair in pairs]
+
+    def some(first: int, last: int, taps: Sequence[int], sums: list[jax.Array]) -> list[jax.Array]:
+        """The sums of `taps` with the places [first, last) of every image added."""
+
+        def add(index: Any, sums: list[jax.Array]) -> list[jax.Array]:
+            image, place = index // (last - first), first + index % (last - first)
+            return [total + part for total, part in zip(sums, products(image, place, taps), strict=True)]
+
+        return lax.fori_loop(0, x.shape[0] * (last - first), add, sums)
+
+    sums = [jnp.zeros((out, channels) if narrow else (channels, out), dtype)] * axis.window
+    bounds = sorted({bound for first, last, _ in boxes if first < last for bound in (first, last)})
+    for first, last in itertools.pairwise(bounds):  # between them the same taps are inside
+        taps = [tap for tap, box in enumerate(boxes) if box[0] <= first and last <= box[1]]
+        for tap, total in zip(taps, some(first, last, taps, [sums[tap] for tap in taps]), strict=True):
+            sums[tap] = total
+    dw = jnp.stack(sums)
+    dw = lax.optimization_barrier(dw).swapaxes(1, 2) if narrow else dw
+    return dw.reshape(*geometry.window, channels, out)
 
 
 def _kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:

@@ -21,6 +21,8 @@ from jconv.geometry import Axis, Geometry
 
 SIDE_BY_SIDE = 64  # taps * channels a group up to which the taps become channels
 MOST_TAPS = 16  # convolutions that one program spells out
+MOST_JOINED = 7  # planes that become channels of one
+JOINED_BYTES = 2 << 20  # of them at once
 CHUNK_BYTES = 8 << 20  # of the operands and results of all taps of the images taken at once
 MOSTLY_INSIDE = 0.9  # of the planes, from which those of padding may be computed too
 
@@ -67,6 +69,8 @@ def _images(x: jax.Array, geometry: Geometry, out: int, most: int) -> int | None
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product) -> jax.Array:
     axis, rest, out = geometry.axes[0], _rest(geometry), w.shape[-1]
+    if planes_joined(geometry, x):
+        return _block_after_block(x, w, geometry, precision, dtype, inner)
     if axis.window * w.shape[-2] <= SIDE_BY_SIDE or axis.window == 1:
         rows = jnp.moveaxis(w, 0, -3).reshape(*rest.window, axis.window * w.shape[-2], out)
         return inner(_side_by_side(x, geometry), rows, rest, precision, dtype).reshape(-1, *geometry.output, out)
@@ -77,6 +81,75 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
         return run(x)
     y = lax.map(run, x.reshape(-1, images, *x.shape[1:]))
     return y.reshape(-1, *y.shape[2:])
+
+
+def planes_joined(geometry: Geometry, x: jax.Array) -> bool:
+    """Whether the planes under a window's taps become channels block after block: few of them are of padding alone."""
+    axis = geometry.axes[0]
+    if geometry.rank < 3 or not isinstance(x.shape[0], int) or not 1 < axis.window <= MOST_JOINED:
+        return False
+    few = axis.window * (x.shape[-1] // geometry.groups) <= SIDE_BY_SIDE
+    if few:  # else at once
+        return x.shape[0] * axis.output * _plane_bytes(x, geometry) > 2 * JOINED_BYTES
+    inside = sum(last - first for first, last, _ in map(axis.places_inside, range(axis.window)))
+    return inside >= MOSTLY_INSIDE * axis.window * axis.output
+
+
+def _plane_bytes(x: jax.Array, geometry: Geometry) -> int:
+    """Of the planes under the taps of one window of x, padded along its first axis or not."""
+    return geometry.axes[0].window * math.prod(geometry.input[1:]) * x.shape[-1] * x.dtype.itemsize
+
+
+def _blocks(geometry: Geometry, x: jax.Array) -> tuple[int, Geometry]:
+    """How many places of the first axis to take at once, a divisor of them, and the geometry of so many."""
+    axis = geometry.axes[0]
+    each = _plane_bytes(x, geometry)
+    fits = [n for n in range(1, axis.output + 1) if axis.output % n == 0 and n * each <= JOINED_BYTES]
+    block = max(fits, default=1)
+    part = dataclasses.replace(axis, output=block, low=0, input=(block - 1) * axis.stride + axis.reach)
+    return block, dataclasses.replace(geometry, axes=(part, *geometry.axes[1:]))
+
+
+def _block(x: jax.Array, index: jax.Array, blocks: int, part: Geometry) -> jax.Array:
+    """The planes under the windows of block `index` of x, padded along its first axis, side by side as channels."""
+    axis, rest = part.axes[0], (0,) * (x.ndim - 2)
+    start = index % blocks * (axis.output * axis.stride)
+    here = lax.dynamic_slice(x, (index // blocks, start, *rest), (1, axis.input, *x.shape[2:]))
+    return _side_by_side(here, part)
+
+
+def _block_after_block(
+    x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product
+) -> jax.Array:
+    axis, plane, out = geometry.axes[0], _rest(geometry), w.shape[-1]
+    block, part = _blocks(geometry, x)
+    blocks = axis.output // block
+    kernel = jnp.moveaxis(w, 0, -3).reshape(*plane.window, axis.window * w.shape[-2], out)
+    padded = _padded_first(x, geometry)
+
+    def write(index: jax.Array, y: jax.Array) -> jax.Array:
+        here = inner(_block(padded, index, blocks, part), kernel, plane, precision, dtype)
+        return lax.dynamic_update_slice(y, here[None], (index // blocks, index % blocks * block, *(0,) * geometry.rank))
+
+    # Into the result's own shape: a reshape after the loop would keep XLA from adding a bias where it stands.
+    return lax.fori_loop(0, x.shape[0] * blocks, write, jnp.zeros((x.shape[0], *geometry.output, out), dtype))
+
+
+def _kernel_grad_of_blocks(
+    x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product
+) -> jax.Array:
+    axis, plane, out = geometry.axes[0], _rest(geometry), g.shape[-1]
+    block, part = _blocks(geometry, x)
+    blocks, each = axis.output // block, x.shape[-1] // geometry.groups
+    padded, flat = _padded_first(x, geometry), g.reshape(-1, block, *g.shape[2:])
+
+    def add(index: jax.Array, total: jax.Array) -> jax.Array:
+        there = lax.dynamic_index_in_dim(flat, index, keepdims=False)
+        return total + inner(_block(padded, index, blocks, part), there, plane, precision, dtype)
+
+    zeros = jnp.zeros((*plane.window, axis.window * each, out), dtype)
+    dw = lax.fori_loop(0, x.shape[0] * blocks, add, zeros)
+    return jnp.moveaxis(dw.reshape(*plane.window, axis.window, each, out), -3, 0)
 
 
 def _alike(geometry: Geometry) -> bool:
@@ -132,6 +205,8 @@ def kernel_grad(
 ) -> jax.Array:
     axis, rest, groups, out = geometry.axes[0], _rest(geometry), geometry.groups, g.shape[-1]
     each = x.shape[-1] // groups
+    if planes_joined(geometry, x):
+        return _kernel_grad_of_blocks(x, g, geometry, precision, dtype, inner)
     if axis.window * each <= SIDE_BY_SIDE:
         flat = g.reshape(-1, *g.shape[2:])
         run = lambda x, g: inner(x, g, rest, precision, dtype)

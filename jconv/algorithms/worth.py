@@ -10,7 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jconv.algorithms import abreast, cost, exchange, lanes, matmul, patches, shifts, slices, taps, winograd
+from jconv.algorithms import abreast, cost, exchange, joined, lanes, matmul, patches, shifts, slices, taps, winograd
 from jconv.geometry import Geometry
 
 FEW = 16  # channels of a group, in and out, up to which its patches and one product beat a lax convolution
@@ -93,6 +93,8 @@ def plane_kernel_grad(problem: Problem) -> str | None:
     dense = problem.product == "kernel_grad" and geometry.rank == 2 and geometry.groups == 1 and undilated(problem)
     if not dense or not problem.real or geometry.taps == 1:
         return None
+    if min(channels, out) >= NARROW and shifts.applies(geometry) and shifts.long_rows(geometry):
+        return "shifts"
     if exchange.applies(geometry) and out < min(NARROW, channels):
         return "exchange"
     if NARROW <= out < 2 * NARROW and 4 * out <= channels:
@@ -224,11 +226,28 @@ def scattered(problem: Problem) -> bool:
     steps = any(axis.stride > 1 or axis.dilation > 1 for axis in axes) or axes[-1].window == 1
     most = MOST_SCATTERED if len(axes) > 1 else MOST_OF_ONE
     line = sum(axis.window > 1 for axis in axes) == 1 and problem.geometry.taps <= most
-    wide = line and min(problem.channels, problem.out) >= cost.BLOCK
+    least = cost.BLOCK if len(axes) > 1 else 2 * cost.BLOCK  # lax's one row of one axis is on both cores
+    wide = line and min(problem.channels, problem.out) >= least
     return problem.product == "kernel_grad" and steps and wide
+
+
+def joined_wins(problem: Problem) -> bool:
+    """Where the row that axes are joined to is long enough to be shared by the cores."""
+    lower = joined.lower(problem.geometry)
+    return problem.real and (problem.product == "kernel_grad" or lower.output[-1] >= LONG_ROW)
+
+
+def few_of_volume(problem: Problem) -> bool:
+    """A first layer of three axes that steps over its input: the planes that slices take would be mostly left out."""
+    geometry = problem.geometry
+    steps = geometry.rank > 2 and all(axis.stride > 1 for axis in geometry.axes)
+    few = problem.channels < patches.CHANNELS_LAST and patches.applies(geometry)
+    return problem.product == "convolve" and problem.real and steps and few and not thin(problem)
 
 
 def planes(problem: Problem) -> bool:
     """Three spatial axes, which lax computes on a naive path; but what goes tap by tap goes so at once."""
     whole = shifts.applies(problem.geometry) and tap_by_tap(problem)
+    if few_of_volume(problem):
+        return False
     return problem.geometry.rank > 2 and slices.applies(problem.geometry) and not whole and not thin(problem)
