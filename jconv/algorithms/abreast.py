@@ -20,6 +20,7 @@ from jconv.geometry import Axis, Geometry
 
 ROW_FLOPS = 19e6  # of a row of a wide image that is surely two blocks or more
 ROW_PLACES = 2 * 3 * 1024  # width * channels of one, too: a block is at most 64 x 64 large, or 128 x 32
+WIDE_PLACES = 2 * ROW_PLACES  # of one image's row, which is then blocks enough, whatever there is to compute
 VECTOR = 4  # channels
 LEAST_FILLED = 16  # channels up to which none are added
 CHUNK_BYTES = 8 << 20  # of the wide images and their results of one step
@@ -42,6 +43,8 @@ def abreast(batch: Any, geometry: Geometry, channels: int, out: int) -> int:
         return 1
     each = cost.flops(1, geometry, channels, out) / geometry.output[0]  # of one row
     places = geometry.output[-1] * out
+    if places >= WIDE_PLACES:
+        return 1
     enough = lambda n: n * each >= ROW_FLOPS and enough_places(places, n)
     return min((n for n in range(1, batch + 1) if batch % n == 0 and enough(n)), default=max(1, batch))
 
@@ -72,11 +75,11 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
         x, cropped = windows.crop(x.reshape(-1, rows.input, wide.input, w.shape[-2]), Geometry((rows, wide)))
         y = lax_conv.convolve(x, w, cropped, precision, dtype)
         y = y.reshape(-1, rows.output, count, apart // last.stride, w.shape[-1])
-        return y[:, :, :, : last.output, :out].swapaxes(1, 2)
+        y = y[:, :, :, : last.output, :out].swapaxes(1, 2)
+        return y.reshape(-1, rows.output, last.output, out)
 
     wide_bytes = rows.input * apart * w.shape[-2] + rows.output * (apart // last.stride) * w.shape[-1]
     each = count * x.dtype.itemsize * wide_bytes
     images = windows.images_at_once(batch // count, each, CHUNK_BYTES)
     # A loop even of one step, which XLA unrolls: what loops over the batch is split over devices by _sharding.
-    y = lax.map(run, x.reshape(-1, (images or batch // count) * count, *x.shape[1:]))
-    return y.reshape(batch, rows.output, last.output, out)
+    return windows.by_images(run, x, (images or batch // count) * count)

@@ -37,10 +37,7 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
         z = lax.dot_general(rows, flat, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=dtype)
         return fold(z.reshape(geometry.taps, out, x.shape[0], *space))
 
-    if images is None:
-        return run(x)
-    y = lax.map(run, x.reshape(batch // images, images, *x.shape[1:]))
-    return y.reshape(batch, *y.shape[2:])
+    return windows.by_images(run, x, images)
 
 
 class _Fold:

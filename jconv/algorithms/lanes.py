@@ -42,11 +42,7 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     out = w.shape[-1]
     each = math.prod(geometry.input) * x.shape[-1] + math.prod(geometry.output) * out
     images = windows.images_at_once(x.shape[0], each * jnp.dtype(dtype).itemsize, CHUNK_BYTES)
-    run = lambda x: _convolve(x, w.astype(dtype), geometry)
-    if images is None:
-        return run(x.astype(dtype))
-    y = lax.map(run, x.astype(dtype).reshape(-1, images, *x.shape[1:]))
-    return y.reshape(-1, *y.shape[2:])
+    return windows.by_images(lambda x: _convolve(x, w.astype(dtype), geometry), x.astype(dtype), images)
 
 
 def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:

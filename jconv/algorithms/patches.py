@@ -74,7 +74,7 @@ def _split(array: jax.Array, images: int) -> jax.Array:
 
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
-    batch, out, images = x.shape[0], w.shape[-1], _images(x, geometry, CHUNK_BYTES)
+    out, images = w.shape[-1], _images(x, geometry, CHUNK_BYTES)
     rows = w.reshape(-1, out)
 
     def run(x: jax.Array) -> jax.Array:
@@ -83,9 +83,7 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
         y = lax.dot_general(columns, rows, sides, precision=precision, preferred_element_type=dtype)
         return y.reshape(-1, *geometry.output, out)
 
-    x = windows.pad(x, geometry)
-    y = run(x) if images is None else lax.map(run, _split(x, images))
-    return y.reshape(batch, *geometry.output, out)
+    return windows.by_images(run, windows.pad(x, geometry), images)
 
 
 def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:

@@ -71,10 +71,7 @@ def _images(x: jax.Array, geometry: Geometry, out: int) -> int | None:
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     images = _images(x, geometry, w.shape[-1])
     run = lambda x: _convolve(x, w, geometry, precision, dtype)
-    if images is None:
-        return run(x)
-    y = lax.map(run, x.reshape(-1, images, *x.shape[1:]))
-    return y.reshape(-1, *y.shape[2:])
+    return windows.by_images(run, x, images)
 
 
 def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:

@@ -76,11 +76,7 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
         return inner(_side_by_side(x, geometry), rows, rest, precision, dtype).reshape(-1, *geometry.output, out)
     one = _loop_over_taps if _alike(geometry) else _tap_after_tap
     run = lambda x: one(x, w, geometry, precision, dtype, inner)
-    images = _images(x, geometry, out, CHUNK_BYTES)
-    if images is None:
-        return run(x)
-    y = lax.map(run, x.reshape(-1, images, *x.shape[1:]))
-    return y.reshape(-1, *y.shape[2:])
+    return windows.by_images(run, x, _images(x, geometry, out, CHUNK_BYTES))
 
 
 def planes_joined(geometry: Geometry, x: jax.Array) -> bool:

@@ -154,11 +154,8 @@ def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dt
         padded = _widen(x, _lows(geometry), (2 * rows + 2, 2 * columns + 2))
         return _tile_results(padded, forms, (rows, columns), product)[:, :height, :width]
 
-    if images is None:
-        return run(x)
     if some == rows:
-        y = lax.map(run, x.reshape(batch // images, images, *x.shape[1:]))
-        return y.reshape(batch, *y.shape[2:])
+        return windows.by_images(run, x, images)
 
     blocks = -(-height // (2 * some))  # the last one ends with the image, and may compute some rows again
 

@@ -81,6 +81,7 @@ def test_a_few_rows_at_a_time(smallest):
         (7, 56, 64, 64, 7),  # a prime number: all
         (1, 56, 64, 64, 1),
         (8, 512, 64, 512, 1),  # a row is many blocks as it is
+        (8, 224, 64, 64, 1),  # and so is one of few operations but 14,336 places times channels
     ],
 )
 def test_how_many(batch, width, channels, out, want):

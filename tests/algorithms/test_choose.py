@@ -24,6 +24,15 @@ MORE = [
     Case((8, 9), (3, 3), padding=1, groups=8, channels=(32, 32), name="eight groups of four"),
     Case((6, 5, 6), (3, 3, 3), padding=1, channels=(3, 2), name="three axes, padded"),
     Case((5, 6, 7), (3, 2, 3), 2, padding=((2, 1), (0, 1), (1, 3)), channels=(4, 3), name="three axes, strided"),
+    Case((5, 3, 4), (3, 1, 1), padding=((1, 1), (0, 0), (0, 0)), channels=(4, 3), name="the first of three axes"),
+    Case((3, 4, 5), (1, 1, 2), (1, 1, 2), groups=2, channels=(4, 6), name="the last of three axes, grouped"),
+    Case(
+        (3, 5, 2, 4),
+        (1, 2, 1, 1),
+        padding=((0, 0), (1, 0), (0, 0), (0, 0)),
+        kernel_dilation=(1, 2, 1, 1),
+        name="one of four axes",
+    ),
     Case((12, 12), (7, 7), 2, 3, channels=(3, 8), name="stem"),
     Case((4, 4), (2, 2), 1, ((1, 1), (1, 1)), 2, channels=(8, 4), name="up-convolution of eight channels"),
 ]
