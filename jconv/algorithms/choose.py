@@ -140,7 +140,7 @@ TABLE = (
     Row(
         "phases",
         lambda p: p.product == "convolve" and phases.applies(p.geometry),
-        lambda p: p.out >= 8 or p.geometry.groups > 1 or p.geometry.rank == 1,  # short runs are slow to interleave
+        worth.phases_win,
         "a dilated input: one convolution an output phase, none over inserted zeros",
         convolve=functools.partial(phases.convolve, inner=_inner),
     ),
@@ -179,7 +179,7 @@ TABLE = (
     Row(
         "patches",
         lambda p: patches.applies(p.geometry),
-        lambda p: worth.few_of_volume(p) or worth.plane_kernel_grad(p) == "patches",
+        lambda p: worth.few_along(p) or worth.few_of_volume(p) or worth.plane_kernel_grad(p) == "patches",
         "few channels: every window's elements side by side, one matrix product",
         convolve=patches.convolve,
         kernel_grad=patches.kernel_grad,

@@ -73,7 +73,14 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
         return _block_after_block(x, w, geometry, precision, dtype, inner)
     if axis.window * w.shape[-2] <= SIDE_BY_SIDE or axis.window == 1:
         rows = jnp.moveaxis(w, 0, -3).reshape(*rest.window, axis.window * w.shape[-2], out)
-        return inner(_side_by_side(x, geometry), rows, rest, precision, dtype).reshape(-1, *geometry.output, out)
+
+        def joined(x: jax.Array) -> jax.Array:
+            y = inner(_side_by_side(x, geometry), rows, rest, precision, dtype)
+            return y.reshape(x.shape[0], *geometry.output, out)
+
+        result = jnp.dtype(dtype).itemsize * math.prod(geometry.output) * out
+        mapped = isinstance(x.shape[0], int) and x.shape[0] * result > windows.MAPPED
+        return windows.by_images(joined, x, _images(x, geometry, out, CHUNK_BYTES) if mapped else None)
     one = _loop_over_taps if _alike(geometry) else _tap_after_tap
     run = lambda x: one(x, w, geometry, precision, dtype, inner)
     return windows.by_images(run, x, _images(x, geometry, out, CHUNK_BYTES))

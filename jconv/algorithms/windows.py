@@ -11,6 +11,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from jconv.geometry import Axis, Geometry, dilated
 
+MAPPED = 32 << 20  # bytes beyond which every array is mapped anew by the system: another one is worth avoiding
 SMALL_SUM = 1 << 18  # bytes
 MOST_PARTS = 16  # that a kernel gradient is summed up in,
 PART_FLOPS = 25e6  # none smaller than this: a step of a loop has its price

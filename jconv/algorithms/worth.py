@@ -10,7 +10,20 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jconv.algorithms import abreast, cost, exchange, joined, lanes, matmul, patches, shifts, slices, taps, winograd
+from jconv.algorithms import (
+    abreast,
+    cost,
+    exchange,
+    joined,
+    lanes,
+    matmul,
+    patches,
+    shifts,
+    slices,
+    taps,
+    windows,
+    winograd,
+)
 from jconv.geometry import Geometry
 
 FEW = 16  # channels of a group, in and out, up to which its patches and one product beat a lax convolution
@@ -21,6 +34,7 @@ STEPPED_FLOPS_OF_FEW = 80  # or with a larger one
 FEWEST_GATHERED = 4
 FOLDED_BYTES = 16 << 20  # of one image's columns: beyond, they leave the caches before they are folded
 FOLDED_BYTES_OF_FEW = 2 << 20  # the same where the taps are few for each output
+LEAST_FOLDED = 16  # taps * outputs along one axis, which are the rows of a product of columns
 MOST_OF_ONE = 32  # taps of one channel up to which a multiply-add a tap is one loop over the result
 SUMMED_FLOPS = 5000  # an element of the result, from which its passes are,
 ODD_FLOPS = 300  # and where the channels fill no vector
@@ -29,11 +43,12 @@ MIDDLING = 32  # channels from which lines are rows long enough
 MOST_SCATTERED = 9  # taps of a kernel gradient up to which one matrix product a tap beats a convolution with steps
 NARROW = 32  # channels in or out below which a kernel gradient has short rows
 LEAST_SLICED = 27  # taps * channels of a kernel gradient of fewer than patches.CHANNELS_LAST channels, for lines
-SMALL_IMAGE = 1 << 10  # places of an image of which a few taps' products are from cache
+SMALL_IMAGE = 1 << 10  # places of an image, or of all, of which a few taps' products are from cache
+SMALLEST_IMAGE = 64  # places
+MANY = 128  # channels
 LONG_ROW = 96  # elements
 LEAST_LINES = 16  # taps from which lines of FEW channels beat their patches
-LARGEST_RESULT = 16 << 20  # bytes that an allocator keeps; those of a second buffer it gives back, and
-MAPPED = 32 << 20  # beyond this every buffer is new in each call, whatever computes it
+LARGEST_RESULT = 16 << 20  # bytes that an allocator keeps; those of a second buffer it gives back; see windows.MAPPED
 LANES = 8  # channels of a group up to which its convolution is one vector, or half
 FEWEST = 32  # channels in or out below which Winograd's sums cost more than the multiplications that they save,
 FEWEST_IN_ALL = 128  # and of both together, but for a kernel gradient
@@ -121,10 +136,23 @@ def plane_kernel_grad(problem: Problem) -> str | None:
 def folded_wins(problem: Problem) -> bool:
     """Few output channels, so that lax's rows of them are short; one image's columns stay in cache."""
     geometry, out = problem.geometry, problem.out
+    if geometry.rank == 1:
+        return out <= FEW and geometry.taps > 1 and geometry.taps * out >= LEAST_FOLDED
+    if small_dilated(problem):
+        return True
     few = out <= 4 or (out <= 8 and FEWEST_GATHERED < problem.channels <= 32)
     columns = 4 * math.prod(geometry.input) * geometry.taps * out
     least = 8 if not undilated(problem) else 3 if columns <= FOLDED_BYTES_OF_FEW else 6  # a dilated fold moves more
     return few and columns <= FOLDED_BYTES and geometry.taps >= least * out
+
+
+def small_dilated(problem: Problem) -> bool:
+    """Images of few places and many channels, whose phases would each take a part of a large kernel and have few rows."""
+    geometry, batch = problem.geometry, problem.batch
+    dilated = geometry.rank == 2 and all(axis.input_dilation > 1 for axis in geometry.axes)
+    places = math.prod(geometry.input)
+    few = isinstance(batch, int) and places <= SMALLEST_IMAGE and batch * places <= SMALL_IMAGE
+    return dilated and few and min(problem.channels, problem.out) >= MANY
 
 
 def one_channel(problem: Problem) -> bool:
@@ -159,7 +187,7 @@ def sliced_wins(problem: Problem) -> bool:
         least = SLICED_FLOPS_OF_ODD if channels % 4 and channels > FEW else least
         images = problem.batch if isinstance(problem.batch, int) else 1
         result = 4 * images * math.prod(geometry.output) * out
-        if dense and LARGEST_RESULT < result <= MAPPED:
+        if dense and LARGEST_RESULT < result <= windows.MAPPED:
             return False  # it is written once more, into memory that the system has yet to hand out
         return cost.flops(1, geometry, channels, out) >= least * copied
     if winograd.applies(geometry):
@@ -235,6 +263,19 @@ def joined_wins(problem: Problem) -> bool:
     """Where the row that axes are joined to is long enough to be shared by the cores."""
     lower = joined.lower(problem.geometry)
     return problem.real and (problem.product == "kernel_grad" or lower.output[-1] >= LONG_ROW)
+
+
+def phases_win(problem: Problem) -> bool:
+    """Short runs are slow to interleave: few outputs of more than one axis, or of few taps a phase."""
+    axes, enough = problem.geometry.axes, problem.out >= 8 or problem.geometry.groups > 1
+    return enough or (len(axes) == 1 and axes[0].window >= 4 * axes[0].input_dilation)
+
+
+def few_along(problem: Problem) -> bool:
+    """A first layer of one axis and few taps: lax's one row has as many channels as there are images."""
+    geometry = problem.geometry
+    few = problem.channels < patches.CHANNELS_LAST and 1 < geometry.taps <= patches.SPELLED_OUT_OF_FEW
+    return problem.product == "kernel_grad" and geometry.rank == 1 and geometry.groups == 1 and problem.real and few
 
 
 def few_of_volume(problem: Problem) -> bool:
