@@ -19,6 +19,7 @@ from jconv.algorithms import (
     columns,
     exchange,
     grouped,
+    interleaved,
     joined,
     lanes,
     lax_conv,
@@ -114,6 +115,14 @@ TABLE = (
         "axes along which the window is one place: joined to one, without a copy",
         convolve=functools.partial(joined.convolve, inner=_inner),
         kernel_grad=functools.partial(joined.kernel_grad, inner=_inner_kernel_grad),
+    ),
+    Row(
+        "interleaved",
+        lambda p: interleaved.applies(p.geometry),
+        worth.interleaved_wins,
+        "a dilated window: dense ones over the images that interleave",
+        convolve=functools.partial(interleaved.convolve, inner=_inner),
+        kernel_grad=functools.partial(interleaved.kernel_grad, inner=_inner_kernel_grad),
     ),
     Row(
         "columns",

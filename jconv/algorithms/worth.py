@@ -14,6 +14,7 @@ from jconv.algorithms import (
     abreast,
     cost,
     exchange,
+    interleaved,
     joined,
     lanes,
     matmul,
@@ -147,7 +148,7 @@ def folded_wins(problem: Problem) -> bool:
 
 
 def small_dilated(problem: Problem) -> bool:
-    """Images of few places and many channels, whose phases would each take a part of a large kernel and have few rows."""
+    """Images of few places and many channels, whose phases would have few rows and a large kernel."""
     geometry, batch = problem.geometry, problem.batch
     dilated = geometry.rank == 2 and all(axis.input_dilation > 1 for axis in geometry.axes)
     places = math.prod(geometry.input)
@@ -249,9 +250,13 @@ def lanes_win(problem: Problem) -> bool:
 
 
 def scattered(problem: Problem) -> bool:
-    """A kernel gradient along one axis whose convolution would step over its input: a third of lax's speed."""
+    """A kernel gradient along one axis whose convolution would step over its input: a third of lax's speed.
+
+    Steps of a dilation along the last axis are runs of channels all the same.
+    """
     axes = problem.geometry.axes
-    steps = any(axis.stride > 1 or axis.dilation > 1 for axis in axes) or axes[-1].window == 1
+    steps = any(axis.stride > 1 for axis in axes) or any(axis.dilation > 1 for axis in axes[:-1])
+    steps |= axes[-1].window == 1
     most = MOST_SCATTERED if len(axes) > 1 else MOST_OF_ONE
     line = sum(axis.window > 1 for axis in axes) == 1 and problem.geometry.taps <= most
     least = cost.BLOCK if len(axes) > 1 else 2 * cost.BLOCK  # lax's one row of one axis is on both cores
@@ -284,6 +289,34 @@ def few_of_volume(problem: Problem) -> bool:
     steps = geometry.rank > 2 and all(axis.stride > 1 for axis in geometry.axes)
     few = problem.channels < patches.CHANNELS_LAST and patches.applies(geometry)
     return problem.product == "convolve" and problem.real and steps and few and not thin(problem)
+
+
+def interleaved_wins(problem: Problem) -> bool:
+    """A dilated 3x3 whose dense images Winograd computes in less time than lax, or shifts without the padding, do.
+
+    And one of few channels, whose dense images stand abreast.
+    """
+    geometry, batch = problem.geometry, problem.batch
+    if geometry.rank != 2 or geometry.groups > 1 or not isinstance(batch, int) or not interleaved.applies(geometry):
+        return False
+    axes = [axis.crop()[2].plain() for axis in interleaved.dense(geometry).axes]
+    dense = dataclasses.replace(geometry, axes=tuple(axes))
+    images, sizes = batch * interleaved.images(geometry), (problem.channels, problem.out)
+    if not winograd.applies(dense) or problem.dtype != jnp.float32:
+        return False
+    if min(sizes) < NARROW:
+        enough = problem.product == "convolve" or math.prod(dense.output) >= SMALL_IMAGE // 4
+        return min(sizes) >= FEW and enough
+    if min(sizes) < cost.BLOCK or not winograd_wins(dataclasses.replace(problem, batch=images, geometry=dense)):
+        return False
+    tiles = winograd.tiles(dense)
+    if problem.product == "convolve":
+        ours, theirs = cost.winograd(images, dense, *sizes, tiles), cost.lax_convolve(batch, geometry, *sizes)
+    else:
+        ours = cost.winograd_kernel_grad(images, dense, *sizes, tiles)
+        theirs = cost.lax_kernel_grad(batch, geometry, *sizes)
+    inside = shifts.share_inside(geometry) * cost.flops(batch, geometry, *sizes) / cost.PRODUCTS
+    return 1.1 * ours < min(theirs, inside)
 
 
 def planes(problem: Problem) -> bool:
