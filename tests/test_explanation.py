@@ -81,7 +81,12 @@ def test_text():
         ((1, 148, 148, 48), (4, 4, 48, 48), {"strides": 4}, ("slices", "slices", "spread")),
         ((8, 64, 64, 3), (1, 1, 3, 64), {}, ("lax", "matmul", "matmul")),
         ((1, 1024, 128), (25, 128, 256), {"strides": 4, "padding": ((10, 11),)}, ("lax", "shifts", "phases")),
-        ((8, 64, 64, 21), (3, 3, 21, 21), {"padding": 16, "kernel_dilation": 16}, ("abreast", "shifts", "abreast")),
+        (
+            (8, 64, 64, 21),
+            (3, 3, 21, 21),
+            {"padding": 16, "kernel_dilation": 16},
+            ("interleaved", "shifts", "interleaved"),
+        ),
         ((8, 28, 28, 32), (5, 5, 32, 96), {"padding": 2}, ("abreast", "slices", "abreast")),
         ((16, 14, 14, 32), (5, 5, 32, 128), {"padding": 2}, ("abreast", "slices", "abreast")),
         ((8, 27, 27, 96), (5, 5, 96, 256), {"padding": 2}, ("lax", "slices", "slices")),
@@ -93,6 +98,17 @@ def test_text():
         ((8, 28, 28, 128), (3, 3, 128, 32), {"padding": 1}, ("winograd", "lax", "abreast")),
         ((1, 8, 14, 14, 112), (3, 3, 3, 1, 112), {"padding": 1, "feature_group_count": 112}, ("taps",) * 3),
         ((1, 2, 7, 7, 512), (3, 3, 3, 512, 512), {"padding": 1}, ("shifts",) * 3),
+        ((8, 32, 32, 32, 1), (5, 5, 5, 1, 32), {"strides": 2}, ("patches", "slices", "columns")),
+        ((2, 16000, 1), (10, 1, 512), {"strides": 5}, ("taps", "patches", "lax")),
+        ((32, 1000, 12), (16, 12, 64), {"padding": "SAME"}, ("lax", "lax", "columns")),
+        ((8, 1024, 64), (3, 64, 64), {"padding": "CAUSAL", "kernel_dilation": 8}, ("lax", "lax", "lax")),
+        ((8, 14, 14, 256), (3, 3, 256, 512), {"padding": 1, "strides": 2}, ("slices", "slices", "columns")),
+        (
+            (2, 64, 128, 128),
+            (1, 3, 128, 128),
+            {"padding": ((0, 0), (8, 8)), "kernel_dilation": (1, 8)},
+            ("slices",) * 3,
+        ),
     ],
 )
 def test_few_channels_and_what_is_like_them(x, kernel, options, want):

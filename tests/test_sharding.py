@@ -30,6 +30,7 @@ LAYERS = {  # (x, kernel, options): what each algorithm computes, the first of t
     "matmul": ((8, 4, 4, 6), (1, 1, 6, 5), {}),
     "spread": ((8, 4, 4, 6), (2, 2, 6, 5), {"strides": 2}),
     "joined": ((8, 3, 4, 4, 6), (3, 1, 1, 6, 5), SAME),
+    "interleaved": ((8, 5, 5, 6), (3, 3, 6, 5), {**SAME, "kernel_dilation": 2}),
     "slices": ((8, 3, 4, 4, 6), (3, 3, 3, 6, 5), SAME),
     "columns": ((8, 5, 5, 6), (3, 3, 6, 1), SAME),
     "phases": ((8, 5, 5, 6), (3, 3, 6, 5), {"strides": 2}),

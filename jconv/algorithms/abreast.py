@@ -9,6 +9,7 @@ of the result.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ ROW_PLACES = 2 * 3 * 1024  # width * channels of one, too: a block is at most 64
 WIDE_PLACES = 2 * ROW_PLACES  # of one image's row, which is then blocks enough, whatever there is to compute
 VECTOR = 4  # channels
 LEAST_FILLED = 16  # channels up to which none are added
+MOST_AGAIN = 0.3  # of a band's rows, that its neighbour sees too
 CHUNK_BYTES = 8 << 20  # of the wide images and their results of one step
 
 
@@ -49,6 +51,34 @@ def abreast(batch: Any, geometry: Geometry, channels: int, out: int) -> int:
     return min((n for n in range(1, batch + 1) if batch % n == 0 and enough(n)), default=max(1, batch))
 
 
+def bands(batch: Any, geometry: Geometry, channels: int, out: int) -> int:
+    """In how many bands to cut each image, for all of them side by side to be rows long enough; 1 for none."""
+    if not isinstance(batch, int) or abreast(batch, geometry, channels, out) < batch:
+        return 1
+    each = batch * cost.flops(1, geometry, channels, out) / geometry.output[0]
+    places = batch * geometry.output[-1] * out
+    if each == 0 or places >= WIDE_PLACES or (each >= ROW_FLOPS and enough_places(places, 1)):
+        return 1
+    wanted, rows = max(ROW_FLOPS / each, ROW_PLACES / places), geometry.axes[0]
+    if wanted > rows.output:
+        return 1
+    count = math.ceil(wanted)
+    again = rows.reach - rows.stride  # rows that two bands see
+    height = -(-rows.output // count)
+    return -(-rows.output // height) if 0 < again <= MOST_AGAIN * height * rows.stride else 1
+
+
+def _cut(x: jax.Array, rows: Axis, count: int) -> tuple[jax.Array, Axis]:
+    """x as bands of rows, (batch * bands, rows of a band, ...), and the first axis of one of them."""
+    height = -(-rows.output // count)
+    band = dataclasses.replace(rows, input=(height - 1) * rows.stride + rows.reach, output=height, low=0)
+    total = (count - 1) * height * rows.stride + band.input
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (rows.low, total - rows.low - rows.input, 0), *((0, 0, 0),) * 2))
+    starts = range(0, count * height * rows.stride, height * rows.stride)
+    parts = [lax.slice_in_dim(x, start, start + band.input, axis=1) for start in starts]
+    return jnp.stack(parts, axis=1).reshape(-1, band.input, *x.shape[2:]), band
+
+
 def enough_places(places: int, count: int) -> bool:
     """Whether rows of `count` images, `places` of width times channels each, are two blocks."""
     return count * places >= ROW_PLACES
@@ -61,6 +91,11 @@ def missing(channels: int) -> int:
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     batch, channels, out = x.shape[0], x.shape[-1], w.shape[-1]
+    cut = bands(batch, geometry, channels, out)
+    if cut > 1:
+        parts, band = _cut(x, geometry.axes[0], cut)
+        y = convolve(parts, w, Geometry((band, geometry.axes[1])), precision, dtype)
+        return y.reshape(batch, cut * band.output, *y.shape[2:])[:, : geometry.output[0]]
     count, more = abreast(batch, geometry, channels, out), (missing(channels), missing(out))
     if (count <= 1 and not any(more)) or not isinstance(batch, int):
         return lax_conv.convolve(x, w, geometry, precision, dtype)

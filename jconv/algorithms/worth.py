@@ -214,7 +214,8 @@ def abreast_wins(problem: Problem) -> bool:
     odd = bool(abreast.missing(channels) or abreast.missing(out))
     if cost.flops(1, geometry, channels, out) < (LEAST_ABREAST_OF_ODD if odd else LEAST_ABREAST) * moved:
         return False
-    return odd or abreast.abreast(problem.batch, geometry, channels, out) > 1
+    sizes = (problem.batch, geometry, channels, out)
+    return odd or abreast.abreast(*sizes) > 1 or abreast.bands(*sizes) > 1
 
 
 def few_taps_of_one(problem: Problem) -> bool:

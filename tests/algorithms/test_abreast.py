@@ -47,6 +47,37 @@ def test_it_is_the_same(smallest, shape, kernel, options, count):
     assert [images for images, *_ in convolved(f, x, k)] == [shape[0] // (count or shape[0])]
 
 
+@pytest.mark.parametrize("cut", [2, 3])
+@pytest.mark.parametrize(("shape", "kernel", "options"), [(s, k, o) for s, k, o in LAYERS if k[0] > 1])
+def test_bands(smallest, shape, kernel, options, cut):
+    """Each image cut in bands, all of them side by side: on whole numbers exactly."""
+    rows = reference.conv(np.zeros(shape), np.zeros(kernel), **options).shape[1]
+    height = -(-rows // cut)
+    smallest.setattr(abreast, "bands", lambda batch, *_: -(-rows // height) if batch == shape[0] else 1)
+    rng = np.random.default_rng(0)
+    x, k = (rng.integers(-3, 4, shape).astype(np.float32) for shape in (shape, kernel))
+    f = jax.jit(lambda x, k: jconv.conv(x, k, algorithm={"forward": "abreast"}, **options))
+    np.testing.assert_array_equal(f(x, k), reference.conv(x, k, **options))
+    reach = (kernel[0] - 1) * options.get("kernel_dilation", (1, 1))[0] + 1
+    assert [band for _, band, *_ in convolved(f, x, k)] == [(height - 1) * options.get("strides", (1, 1))[0] + reach]
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "channels", "want"),
+    [
+        (4, 64, 32, 5),  # 4.7e6 operations in a row of all images
+        (128, 32, 16, 1),  # 65,536 places times channels
+        (64, 56, 64, 1),  # some images are enough
+        (1, 56, 64, 5),
+        (1, 14, 64, 1),  # bands of one row would be computed from three
+        (1, 224, 64, 1),
+    ],
+)
+def test_how_many_bands(batch, size, channels, want):
+    axis = Axis(input=size, window=3, output=size, low=1)
+    assert abreast.bands(batch, Geometry((axis, axis)), channels, channels) == want
+
+
 @pytest.mark.parametrize(("batch", "channels", "out", "filled"), [(2, 21, 18, 24), (1, 17, 20, 20), (3, 20, 24, 20)])
 def test_channels_fill_vectors(batch, channels, out, filled):
     """21 channels are computed as 24, of one image too; what is even is left as it is."""
