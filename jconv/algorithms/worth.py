@@ -50,7 +50,8 @@ MANY = 128  # channels
 LONG_ROW = 96  # elements
 LEAST_LINES = 16  # taps from which lines of FEW channels beat their patches
 LARGEST_RESULT = 16 << 20  # bytes that an allocator keeps; those of a second buffer it gives back; see windows.MAPPED
-LANES = 8  # channels of a group up to which its convolution is one vector, or half
+LANES = 8  # channels of a group up to which its convolution is one vector, or half; three times as many, unless
+ALIASED = 256  # divides the channels
 FEWEST = 32  # channels in or out below which Winograd's sums cost more than the multiplications that they save,
 FEWEST_IN_ALL = 128  # and of both together, but for a kernel gradient
 LARGEST_FORMS = 32 << 20
@@ -243,10 +244,14 @@ def rows_of_patches(problem: Problem) -> bool:
 
 
 def lanes_win(problem: Problem) -> bool:
-    """Many groups whose outputs fill a vector; of a convolution no more, since larger ones are products from cache."""
+    """Many groups whose outputs fill a vector; of a convolution few more, since larger ones are products from cache.
+
+    Places whose channels lie a power of two apart meet in the same lines of a cache: 16 groups of 16 are slower than 12.
+    """
     groups = problem.geometry.groups
     each, depth = problem.channels // groups, problem.out // groups
-    most = LANES if problem.product == "convolve" else lanes.MOST_CHANNELS
+    aliased = problem.channels % ALIASED == 0 or problem.out % ALIASED == 0
+    most = lanes.MOST_CHANNELS if problem.product != "convolve" else LANES if aliased else 3 * LANES
     return groups >= 4 and depth % 4 == 0 and max(each, depth) <= most
 
 

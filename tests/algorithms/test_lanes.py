@@ -49,6 +49,9 @@ def test_images_a_few_at_a_time(monkeypatch):
         (32, 4, 4, ("lanes", "lanes", "lanes")),
         (32, 8, 8, ("lanes", "lanes", "lanes")),
         (32, 16, 16, ("grouped", "lanes", "grouped")),
+        (12, 16, 16, ("lanes", "lanes", "lanes")),  # 192 channels
+        (16, 24, 24, ("lanes", "lanes", "lanes")),
+        (12, 32, 32, ("grouped", "lanes", "grouped")),
         (8, 8, 32, ("grouped", "lanes", "grouped")),
         (4, 64, 64, ("grouped", "grouped", "grouped")),
         (2, 16, 16, ("grouped", "grouped", "grouped")),  # few groups
