@@ -246,7 +246,7 @@ def rows_of_patches(problem: Problem) -> bool:
 def lanes_win(problem: Problem) -> bool:
     """Many groups whose outputs fill a vector; of a convolution few more, since larger ones are products from cache.
 
-    Places whose channels lie a power of two apart meet in the same lines of a cache: 16 groups of 16 are slower than 12.
+    Places whose channels lie a power of two apart meet in the same lines of a cache: 16 groups of 16 lose to 12.
     """
     groups = problem.geometry.groups
     each, depth = problem.channels // groups, problem.out // groups
