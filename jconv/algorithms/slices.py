@@ -22,9 +22,11 @@ from jconv.geometry import Axis, Geometry
 SIDE_BY_SIDE = 64  # taps * channels a group up to which the taps become channels
 MOST_TAPS = 16  # convolutions that one program spells out
 MOST_JOINED = 7  # planes that become channels of one
-JOINED_BYTES = 2 << 20  # of them at once
+JOINED_BYTES = 2 << 20  # of them at once, or
+KERNELS = 2  # times as many bytes as the kernel has
 CHUNK_BYTES = 8 << 20  # of the operands and results of all taps of the images taken at once
-MOSTLY_INSIDE = 0.9  # of the planes, from which those of padding may be computed too
+MOSTLY_INSIDE = 0.9  # of the planes, from which those of padding may be computed too,
+ALIKE_INSIDE = 0.8  # and from which they are, where a loop over taps compiles one of them
 
 Product = Callable[[jax.Array, jax.Array, Geometry, Any, Any], jax.Array]
 
@@ -103,11 +105,15 @@ def _plane_bytes(x: jax.Array, geometry: Geometry) -> int:
     return geometry.axes[0].window * math.prod(geometry.input[1:]) * x.shape[-1] * x.dtype.itemsize
 
 
-def _blocks(geometry: Geometry, x: jax.Array) -> tuple[int, Geometry]:
-    """How many places of the first axis to take at once, a divisor of them, and the geometry of so many."""
+def _blocks(geometry: Geometry, x: jax.Array, out: int) -> tuple[int, Geometry]:
+    """How many places of the first axis to take at once, a divisor of them, and the geometry of so many.
+
+    More than JOINED_BYTES where the kernel, whose forms each block computes anew, is large.
+    """
     axis = geometry.axes[0]
-    each = _plane_bytes(x, geometry)
-    fits = [n for n in range(1, axis.output + 1) if axis.output % n == 0 and n * each <= JOINED_BYTES]
+    each, kernel = _plane_bytes(x, geometry), geometry.taps * x.shape[-1] * (out // geometry.groups) * x.dtype.itemsize
+    most = max(JOINED_BYTES, KERNELS * kernel)
+    fits = [n for n in range(1, axis.output + 1) if axis.output % n == 0 and n * each <= most]
     block = max(fits, default=1)
     part = dataclasses.replace(axis, output=block, low=0, input=(block - 1) * axis.stride + axis.reach)
     return block, dataclasses.replace(geometry, axes=(part, *geometry.axes[1:]))
@@ -125,7 +131,7 @@ def _block_after_block(
     x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product
 ) -> jax.Array:
     axis, plane, out = geometry.axes[0], _rest(geometry), w.shape[-1]
-    block, part = _blocks(geometry, x)
+    block, part = _blocks(geometry, x, out)
     blocks = axis.output // block
     kernel = jnp.moveaxis(w, 0, -3).reshape(*plane.window, axis.window * w.shape[-2], out)
     padded = _padded_first(x, geometry)
@@ -142,7 +148,7 @@ def _kernel_grad_of_blocks(
     x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product
 ) -> jax.Array:
     axis, plane, out = geometry.axes[0], _rest(geometry), g.shape[-1]
-    block, part = _blocks(geometry, x)
+    block, part = _blocks(geometry, x, out)
     blocks, each = axis.output // block, x.shape[-1] // geometry.groups
     padded, flat = _padded_first(x, geometry), g.reshape(-1, block, *g.shape[2:])
 
@@ -159,7 +165,7 @@ def _alike(geometry: Geometry) -> bool:
     """Whether planes under all taps can be one loop, which compiles one of them: few planes are of padding alone."""
     axis = geometry.axes[0]
     inside = sum(last - first for first, last, _ in map(axis.places_inside, range(axis.window)))
-    return geometry.rank > 2 and axis.window > 1 and inside >= MOSTLY_INSIDE * axis.window * axis.output
+    return geometry.rank > 2 and axis.window > 1 and inside >= ALIKE_INSIDE * axis.window * axis.output
 
 
 def _plane_under(x: jax.Array, axis: Axis, tap: jax.Array) -> jax.Array:

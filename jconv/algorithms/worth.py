@@ -325,9 +325,24 @@ def interleaved_wins(problem: Problem) -> bool:
     return 1.1 * ours < min(theirs, inside)
 
 
+def winograd_planes(problem: Problem) -> bool:
+    """Whether Winograd's form of each plane under each tap takes less than a product a tap without the padding."""
+    geometry, images = problem.geometry, problem.batch
+    if geometry.rank != 3 or not isinstance(images, int) or problem.dtype != jnp.float32:
+        return False
+    first, plane = geometry.axes[0], dataclasses.replace(geometry, axes=geometry.axes[1:])
+    inner = dataclasses.replace(problem, batch=images * first.output, geometry=plane)
+    if not winograd.applies(plane) or not winograd_wins(inner):
+        return False
+    ours = cost.winograd if problem.product == "convolve" else cost.winograd_kernel_grad
+    seconds = first.window * ours(inner.batch, plane, problem.channels, problem.out, winograd.tiles(plane))
+    inside = shifts.share_inside(geometry) * cost.flops(images, geometry, problem.channels, problem.out) / cost.PRODUCTS
+    return seconds < 1.2 * inside
+
+
 def planes(problem: Problem) -> bool:
     """Three spatial axes, which lax computes on a naive path; but what goes tap by tap goes so at once."""
-    whole = shifts.applies(problem.geometry) and tap_by_tap(problem)
+    whole = shifts.applies(problem.geometry) and tap_by_tap(problem) and not winograd_planes(problem)
     if few_of_volume(problem):
         return False
     return problem.geometry.rank > 2 and slices.applies(problem.geometry) and not whole and not thin(problem)

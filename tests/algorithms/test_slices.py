@@ -41,6 +41,7 @@ VOLUMES = [  # x, kernel, options
 def test_block_after_block(monkeypatch, shape, kernel, options, at_once, few):
     """Planes under a window's taps are channels of one plane, `at_once` windows at a time; whole numbers: exact."""
     monkeypatch.setattr(slices, "JOINED_BYTES", at_once * 4 * kernel[0] * math.prod(shape[2:]))
+    monkeypatch.setattr(slices, "KERNELS", 0)
     monkeypatch.setattr(slices, "MOSTLY_INSIDE", 0.0)
     monkeypatch.setattr(slices, "SIDE_BY_SIDE", 1000 if few else 0)
     jax.clear_caches()
