@@ -180,7 +180,7 @@ TABLE = (
     Row(
         "shifts",
         lambda p: shifts.applies(p.geometry),
-        lambda p: worth.tap_by_tap(p) or worth.plane_kernel_grad(p) == "shifts",
+        lambda p: worth.tap_by_tap(p) or worth.volume_by_taps(p) or worth.plane_kernel_grad(p) == "shifts",
         "many channels, and taps that often see padding: one matrix product a tap",
         convolve=shifts.convolve,
         kernel_grad=shifts.kernel_grad,

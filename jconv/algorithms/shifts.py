@@ -7,6 +7,7 @@ map costs a fraction of what lax does; and one copy of the input and one additio
 beside the product where there are many channels. Images are taken a few at a time, so that both stay in cache.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jconv.algorithms import matmul, windows
-from jconv.geometry import Geometry
+from jconv.geometry import Axis, Geometry
 
 MOST_TAPS = 32  # products that one program spells out
 LONG_ROW = 512  # places of a row from which a product of one row is a long sum
@@ -106,6 +107,25 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     return lax.scan(add, zeros, (split(x), split(g)))[0]
 
 
+def _never_padded(axis: Axis) -> bool:
+    return axis.window > 1 and all(
+        axis.places_inside(tap) == (0, axis.output, tap * axis.dilation) for tap in range(axis.window)
+    )
+
+
+def _plane_after_plane(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
+    """The taps of the first axis in a loop: x under those of one plane is held at a time, not under all."""
+    axis, *rest = geometry.axes
+    length = (axis.output - 1) * axis.stride + 1
+    one = dataclasses.replace(geometry, axes=(Axis(length, 1, axis.output, axis.stride), *rest))
+
+    def plane(tap: jax.Array) -> jax.Array:
+        under = lax.dynamic_slice_in_dim(x, tap * axis.dilation, length, axis=1)
+        return _kernel_grad(under, g, one, precision, dtype)[0]
+
+    return lax.map(plane, jnp.arange(axis.window))
+
+
 def long_rows(geometry: Geometry) -> bool:
     """Whether the window slides along the first axis alone, over rows of places enough for a product each."""
     first, *rest = geometry.axes
@@ -148,6 +168,8 @@ def _row_after_row(x: jax.Array, g: jax.Array, geometry: Geometry, precision: An
 
 
 def _kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
+    if geometry.rank > 2 and _never_padded(geometry.axes[0]):
+        return _plane_after_plane(x, g, geometry, precision, dtype)
     products, channels, out = {}, x.shape[-1], g.shape[-1]
     places = x.shape[0] * math.prod(geometry.output)
     narrow = isinstance(places, int) and out < channels <= places  # first, see matmul.transposed_product

@@ -12,6 +12,7 @@ Source: Lavin and Gray 2016, Fast algorithms for convolutional neural networks, 
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -55,8 +56,8 @@ def _times_a(at: Callable[[int], jax.Array]) -> list[jax.Array]:
 
 def _sixteen(times: Callable[..., list[jax.Array]], at: Slices) -> list[jax.Array]:
     """A two-sided product of a tile, M at M^T, its 16 entries in row-major order, each as (tiles, channels)."""
-    rows = [lambda j, i=i: times(lambda k: at(k, j))[i] for i in range(4)]
-    entries = [times(row)[j] for row in rows for j in range(4)]
+    column = functools.cache(lambda j: times(lambda k: at(k, j)))  # traced once, not for each of the entries
+    entries = itertools.chain.from_iterable(times(lambda j, i=i: column(j)[i]) for i in range(4))
     return [entry.reshape(-1, entry.shape[-1]) for entry in entries]
 
 

@@ -34,6 +34,27 @@ def test_row_after_row(monkeypatch, shape, kernel, options):
     jax.clear_caches()
 
 
+VALID = [  # x, kernel, options: no window sees padding along the first of three axes
+    ((2, 7, 5, 4, 3), (3, 2, 3, 3, 4), {"padding": ((0, 0), (1, 0), (1, 1))}),
+    ((1, 9, 4, 4, 2), (2, 2, 2, 2, 3), {"strides": (3, 1, 2)}),
+    ((2, 9, 4, 4, 4), (3, 2, 2, 4, 2), {"kernel_dilation": (3, 1, 1)}),
+]
+
+
+@pytest.mark.parametrize(("shape", "kernel", "options"), VALID)
+def test_plane_after_plane(shape, kernel, options):
+    """Products of the taps of one plane after the other, where no place of the first axis sees padding."""
+    rng = np.random.default_rng(0)
+    drawn = lambda *shape: rng.integers(-3, 4, shape).astype(np.float32)
+    x = drawn(*shape)
+    g = drawn(*reference.conv(x, drawn(*kernel), **options).shape)
+    f = jax.jit(lambda x, g: jconv.conv_kernel_grad(x, g, kernel, algorithm={"kernel_grad": "shifts"}, **options))
+    np.testing.assert_array_equal(f(x, g), reference.conv_kernel_grad(x, g, kernel, **options))
+    text = f.lower(x, g).as_text()
+    assert "stablehlo.while" in text
+    assert text.count("stablehlo.dot_general") == kernel[1] * kernel[2]
+
+
 def whole(n: int) -> Axis:
     return Axis(n, 1, n)
 
