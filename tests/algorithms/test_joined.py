@@ -71,6 +71,7 @@ SLIDING = Axis(5, 3, 5, low=1)
         ((whole(3), SLIDING, whole(4)), None),  # no neighbours
         ((SLIDING, whole(3), Axis(4, 1, 2, stride=2)), None),
         ((SLIDING, whole(3), Axis(4, 1, 6, low=1)), None),
+        ((SLIDING, whole(3), Axis(4, 1, 4, low=1)), None),  # as long, but one element later
         ((SLIDING, whole(3), Axis(2, 1, 3, input_dilation=2)), None),
     ],
 )
