@@ -99,6 +99,8 @@ def test_text():
         ((1, 8, 14, 14, 112), (3, 3, 3, 1, 112), {"padding": 1, "feature_group_count": 112}, ("taps",) * 3),
         ((1, 2, 7, 7, 512), (3, 3, 3, 512, 512), {"padding": 1}, ("shifts",) * 3),
         ((8, 32, 32, 32, 1), (5, 5, 5, 1, 32), {"strides": 2}, ("patches", "slices", "columns")),
+        ((1, 12, 13, 13, 256), (3, 3, 3, 256, 256), {}, ("slices", "shifts", "slices")),  # compiles in 3 s
+        ((1, 8, 28, 28, 256), (3, 3, 3, 256, 256), {"padding": 1}, ("slices",) * 3),  # 170 MB under all taps
         ((2, 16000, 1), (10, 1, 512), {"strides": 5}, ("taps", "patches", "lax")),
         ((32, 1000, 12), (16, 12, 64), {"padding": "SAME"}, ("lax", "lax", "columns")),
         ((8, 1024, 64), (3, 64, 64), {"padding": "CAUSAL", "kernel_dilation": 8}, ("lax", "lax", "lax")),

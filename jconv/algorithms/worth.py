@@ -48,6 +48,7 @@ SMALL_IMAGE = 1 << 10  # places of an image, or of all, of which a few taps' pro
 SMALLEST_IMAGE = 64  # places
 MANY = 128  # channels
 VERY_MANY = 256
+SMALL_VOLUME = 1 << 24  # elements under all taps
 LONG_ROW = 96  # elements
 LEAST_LINES = 16  # taps from which lines of FEW channels beat their patches
 LARGEST_RESULT = 16 << 20  # bytes that an allocator keeps; those of a second buffer it gives back; see windows.MAPPED
@@ -329,9 +330,12 @@ def interleaved_wins(problem: Problem) -> bool:
 def volume_by_taps(problem: Problem) -> bool:
     """A 3-D kernel gradient of very many channels: its products compile in a third of the time of Winograd's planes.
 
-    They take 1.3 times as long to run; with the other two products the layer would take 4 s to compile.
+    They take 1.3 times as long to run; with the other two products the layer would take 4 s to compile. But x under
+    all taps may be held at once: of small volumes alone.
     """
-    many = min(problem.channels, problem.out) >= VERY_MANY and shifts.applies(problem.geometry)
+    geometry = problem.geometry
+    many = min(problem.channels, problem.out) >= VERY_MANY and shifts.applies(geometry)
+    many &= geometry.taps * math.prod(geometry.input) * problem.channels <= SMALL_VOLUME
     return problem.product == "kernel_grad" and problem.geometry.rank > 2 and problem.real and many
 
 
