@@ -30,8 +30,6 @@ SAMPLE_SECONDS = 1e-3  # one timing is of as many calls as take this long
 # (stock JAX / jconv of a transposed 4x4 on both cores was 0.75 where 2 ms went before, 1.09 with 10).
 SETTLE_SECONDS = 1e-2
 SPIN_SECONDS = 2e-2
-
-
 LARGEST_KEPT = (32 << 20) - 4096  # bytes: a larger array glibc gives back to the system whenever it is freed
 
 

@@ -249,12 +249,10 @@ def check(fun: str, algorithm: tuple[str, str, str], geometry: Geometry, channel
 def product_problem(product: str, geometry: Geometry, batch: Any, channels: int, out: int, dtype: Any) -> Problem:
     """The problem that `product` of a layer with in and out channels poses; an input gradient is a convolution."""
     if product == "input_grad":
-        return Problem("convolve", batch, out, channels, _cropped(geometry.for_input_grad()), dtype)
-    return Problem("convolve" if product == "forward" else product, batch, channels, out, _cropped(geometry), dtype)
-
-
-def _cropped(geometry: Geometry) -> Geometry:
-    return dataclasses.replace(geometry, axes=tuple(axis.crop()[2].plain() for axis in geometry.axes))
+        return Problem("convolve", batch, out, channels, windows.cropped(geometry.for_input_grad()), dtype)
+    return Problem(
+        "convolve" if product == "forward" else product, batch, channels, out, windows.cropped(geometry), dtype
+    )
 
 
 def _wide(dtype: Any, platform: str) -> tuple[Any, Any]:

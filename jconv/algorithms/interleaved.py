@@ -62,7 +62,7 @@ def _apart(x: jax.Array, geometry: Geometry, lows: list[int], lengths: list[int]
 
 
 def _inputs(x: jax.Array, geometry: Geometry) -> jax.Array:
-    lows = [axis.low % _dilation(axis) if _dilation(axis) > 1 else 0 for axis in geometry.axes]
+    lows = [axis.low % _dilation(axis) for axis in geometry.axes]
     return _apart(x, geometry, lows, list(dense(geometry).input))
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jconv.algorithms import windows
+from jconv.algorithms import shifts, windows
 from jconv.geometry import Axis, Geometry
 
 SIDE_BY_SIDE = 64  # taps * channels a group up to which the taps become channels
@@ -71,7 +71,7 @@ def _images(x: jax.Array, geometry: Geometry, out: int, most: int) -> int | None
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product) -> jax.Array:
     axis, rest, out = geometry.axes[0], _rest(geometry), w.shape[-1]
-    if planes_joined(geometry, x):
+    if _planes_joined(geometry, x):
         return _block_after_block(x, w, geometry, precision, dtype, inner)
     if axis.window * w.shape[-2] <= SIDE_BY_SIDE or axis.window == 1:
         rows = jnp.moveaxis(w, 0, -3).reshape(*rest.window, axis.window * w.shape[-2], out)
@@ -88,7 +88,7 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     return windows.by_images(run, x, _images(x, geometry, out, CHUNK_BYTES))
 
 
-def planes_joined(geometry: Geometry, x: jax.Array) -> bool:
+def _planes_joined(geometry: Geometry, x: jax.Array) -> bool:
     """Whether the planes under a window's taps become channels block after block: few of them are of padding alone."""
     axis = geometry.axes[0]
     if geometry.rank < 3 or not isinstance(x.shape[0], int) or not 1 < axis.window <= MOST_JOINED:
@@ -96,8 +96,7 @@ def planes_joined(geometry: Geometry, x: jax.Array) -> bool:
     few = axis.window * (x.shape[-1] // geometry.groups) <= SIDE_BY_SIDE
     if few:  # else at once
         return x.shape[0] * axis.output * _plane_bytes(x, geometry) > 2 * JOINED_BYTES
-    inside = sum(last - first for first, last, _ in map(axis.places_inside, range(axis.window)))
-    return inside >= MOSTLY_INSIDE * axis.window * axis.output
+    return shifts.share_inside(Geometry((axis,))) >= MOSTLY_INSIDE
 
 
 def _plane_bytes(x: jax.Array, geometry: Geometry) -> int:
@@ -164,8 +163,7 @@ def _kernel_grad_of_blocks(
 def _alike(geometry: Geometry) -> bool:
     """Whether planes under all taps can be one loop, which compiles one of them: few planes are of padding alone."""
     axis = geometry.axes[0]
-    inside = sum(last - first for first, last, _ in map(axis.places_inside, range(axis.window)))
-    return geometry.rank > 2 and axis.window > 1 and inside >= ALIKE_INSIDE * axis.window * axis.output
+    return geometry.rank > 2 and axis.window > 1 and shifts.share_inside(Geometry((axis,))) >= ALIKE_INSIDE
 
 
 def _plane_under(x: jax.Array, axis: Axis, tap: jax.Array) -> jax.Array:
@@ -214,7 +212,7 @@ def kernel_grad(
 ) -> jax.Array:
     axis, rest, groups, out = geometry.axes[0], _rest(geometry), geometry.groups, g.shape[-1]
     each = x.shape[-1] // groups
-    if planes_joined(geometry, x):
+    if _planes_joined(geometry, x):
         return _kernel_grad_of_blocks(x, g, geometry, precision, dtype, inner)
     if axis.window * each <= SIDE_BY_SIDE:
         flat = g.reshape(-1, *g.shape[2:])

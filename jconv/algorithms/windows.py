@@ -27,7 +27,12 @@ def crop(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
         starts = (0, *(left for left, _, _ in cuts), 0)
         stops = (x.shape[0], *(n - right for n, (_, right, _) in zip(geometry.input, cuts, strict=True)), x.shape[-1])
         x = lax.slice(x, starts, stops)
-    return x, dataclasses.replace(geometry, axes=tuple(axis.plain() for _, _, axis in cuts))
+    return x, cropped(geometry)
+
+
+def cropped(geometry: Geometry) -> Geometry:
+    """The geometry that crop gives."""
+    return dataclasses.replace(geometry, axes=tuple(axis.crop()[2].plain() for axis in geometry.axes))
 
 
 def pad(x: jax.Array, geometry: Geometry, value: float | int = 0) -> jax.Array:

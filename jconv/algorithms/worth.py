@@ -86,20 +86,32 @@ def mostly_inside(problem: Problem) -> bool:
     return shifts.share_inside(problem.geometry) > MOSTLY_INSIDE
 
 
+def winograd_seconds(problem: Problem) -> float:
+    ours = cost.winograd if problem.product == "convolve" else cost.winograd_kernel_grad
+    tiles = winograd.tiles(problem.geometry)
+    return ours(problem.batch, problem.geometry, problem.channels, problem.out, tiles)
+
+
+def lax_seconds(problem: Problem) -> float:
+    lax = cost.lax_convolve if problem.product == "convolve" else cost.lax_kernel_grad
+    return lax(problem.batch, problem.geometry, problem.channels, problem.out)
+
+
+def shifts_seconds(problem: Problem) -> float:
+    """Of a product a tap over the places where it is inside."""
+    flops = cost.flops(problem.batch, problem.geometry, problem.channels, problem.out)
+    return shifts.share_inside(problem.geometry) * flops / cost.PRODUCTS
+
+
 def winograd_wins(problem: Problem) -> bool:
     """By the cost model, with some room for what it does not know; in float32, where its rounding is like lax's."""
-    sizes = (problem.batch, problem.geometry, problem.channels, problem.out)
-    tiles = winograd.tiles(problem.geometry)
-    if problem.product == "convolve":
-        ours, lax_seconds = cost.winograd(*sizes, tiles), cost.lax_convolve(*sizes)
-    else:
-        ours, lax_seconds = cost.winograd_kernel_grad(*sizes, tiles), cost.lax_kernel_grad(*sizes)
     forms = 64 * problem.channels * problem.out  # bytes: too many to keep beside those of the input gradient
     fits = problem.product == "convolve" or forms <= LARGEST_FORMS
     fits &= min(problem.channels, problem.out) >= FEWEST
     fits &= problem.product != "convolve" or problem.channels + problem.out >= FEWEST_IN_ALL
     room = 1.15 if problem.product == "convolve" else 1.0
-    return problem.dtype == jnp.float32 and fits and max(LEAST_SECONDS, room * ours) < lax_seconds
+    least = max(LEAST_SECONDS, room * winograd_seconds(problem))
+    return problem.dtype == jnp.float32 and fits and least < lax_seconds(problem)
 
 
 def plane_kernel_grad(problem: Problem) -> str | None:
@@ -307,24 +319,16 @@ def interleaved_wins(problem: Problem) -> bool:
     geometry, batch = problem.geometry, problem.batch
     if geometry.rank != 2 or geometry.groups > 1 or not isinstance(batch, int) or not interleaved.applies(geometry):
         return False
-    axes = [axis.crop()[2].plain() for axis in interleaved.dense(geometry).axes]
-    dense = dataclasses.replace(geometry, axes=tuple(axes))
-    images, sizes = batch * interleaved.images(geometry), (problem.channels, problem.out)
+    dense, narrowest = windows.cropped(interleaved.dense(geometry)), min(problem.channels, problem.out)
     if not winograd.applies(dense) or problem.dtype != jnp.float32:
         return False
-    if min(sizes) < NARROW:
+    if narrowest < NARROW:
         enough = problem.product == "convolve" or math.prod(dense.output) >= SMALL_IMAGE // 4
-        return min(sizes) >= FEW and enough
-    if min(sizes) < cost.BLOCK or not winograd_wins(dataclasses.replace(problem, batch=images, geometry=dense)):
+        return narrowest >= FEW and enough
+    inner = dataclasses.replace(problem, batch=batch * interleaved.images(geometry), geometry=dense)
+    if narrowest < cost.BLOCK or not winograd_wins(inner):
         return False
-    tiles = winograd.tiles(dense)
-    if problem.product == "convolve":
-        ours, theirs = cost.winograd(images, dense, *sizes, tiles), cost.lax_convolve(batch, geometry, *sizes)
-    else:
-        ours = cost.winograd_kernel_grad(images, dense, *sizes, tiles)
-        theirs = cost.lax_kernel_grad(batch, geometry, *sizes)
-    inside = shifts.share_inside(geometry) * cost.flops(batch, geometry, *sizes) / cost.PRODUCTS
-    return 1.1 * ours < min(theirs, inside)
+    return 1.1 * winograd_seconds(inner) < min(lax_seconds(problem), shifts_seconds(problem))
 
 
 def volume_by_taps(problem: Problem) -> bool:
@@ -336,7 +340,7 @@ def volume_by_taps(problem: Problem) -> bool:
     geometry = problem.geometry
     many = min(problem.channels, problem.out) >= VERY_MANY and shifts.applies(geometry)
     many &= geometry.taps * math.prod(geometry.input) * problem.channels <= SMALL_VOLUME
-    return problem.product == "kernel_grad" and problem.geometry.rank > 2 and problem.real and many
+    return problem.product == "kernel_grad" and geometry.rank > 2 and problem.real and many
 
 
 def winograd_planes(problem: Problem) -> bool:
@@ -348,16 +352,13 @@ def winograd_planes(problem: Problem) -> bool:
     inner = dataclasses.replace(problem, batch=images * first.output, geometry=plane)
     if not winograd.applies(plane) or not winograd_wins(inner):
         return False
-    ours = cost.winograd if problem.product == "convolve" else cost.winograd_kernel_grad
-    seconds = first.window * ours(inner.batch, plane, problem.channels, problem.out, winograd.tiles(plane))
-    inside = shifts.share_inside(geometry) * cost.flops(images, geometry, problem.channels, problem.out) / cost.PRODUCTS
-    return seconds < 1.2 * inside
+    return first.window * winograd_seconds(inner) < 1.2 * shifts_seconds(problem)
 
 
 def planes(problem: Problem) -> bool:
     """Three spatial axes, which lax computes on a naive path; but what goes tap by tap goes so at once."""
+    if problem.geometry.rank < 3 or not slices.applies(problem.geometry):
+        return False
     by_tap = volume_by_taps(problem) or (tap_by_tap(problem) and not winograd_planes(problem))
     whole = shifts.applies(problem.geometry) and by_tap
-    if few_of_volume(problem):
-        return False
-    return problem.geometry.rank > 2 and slices.applies(problem.geometry) and not whole and not thin(problem)
+    return not (whole or thin(problem) or few_of_volume(problem))

@@ -19,18 +19,23 @@ ALONE = [  # x, kernel, options: windows along the first axis alone
 ]
 
 
-@pytest.mark.parametrize(("shape", "kernel", "options"), ALONE)
-def test_row_after_row(monkeypatch, shape, kernel, options):
-    """On whole numbers exactly; no array of more than a row is made but the operands."""
-    monkeypatch.setattr(shifts, "LONG_ROW", 12)
-    jax.clear_caches()
+def lowered_kernel_grad(shape, kernel, options):
+    """The program of a kernel gradient by shifts, which gives the reference's on whole numbers exactly."""
     rng = np.random.default_rng(0)
     drawn = lambda *shape: rng.integers(-3, 4, shape).astype(np.float32)
     x = drawn(*shape)
     g = drawn(*reference.conv(x, drawn(*kernel), **options).shape)
     f = jax.jit(lambda x, g: jconv.conv_kernel_grad(x, g, kernel, algorithm={"kernel_grad": "shifts"}, **options))
     np.testing.assert_array_equal(f(x, g), reference.conv_kernel_grad(x, g, kernel, **options))
-    assert "stablehlo.while" in f.lower(x, g).as_text()
+    return f.lower(x, g).as_text()
+
+
+@pytest.mark.parametrize(("shape", "kernel", "options"), ALONE)
+def test_row_after_row(monkeypatch, shape, kernel, options):
+    """On whole numbers exactly; no array of more than a row is made but the operands."""
+    monkeypatch.setattr(shifts, "LONG_ROW", 12)
+    jax.clear_caches()
+    assert "stablehlo.while" in lowered_kernel_grad(shape, kernel, options)
     jax.clear_caches()
 
 
@@ -44,13 +49,7 @@ VALID = [  # x, kernel, options: no window sees padding along the first of three
 @pytest.mark.parametrize(("shape", "kernel", "options"), VALID)
 def test_plane_after_plane(shape, kernel, options):
     """Products of the taps of one plane after the other, where no place of the first axis sees padding."""
-    rng = np.random.default_rng(0)
-    drawn = lambda *shape: rng.integers(-3, 4, shape).astype(np.float32)
-    x = drawn(*shape)
-    g = drawn(*reference.conv(x, drawn(*kernel), **options).shape)
-    f = jax.jit(lambda x, g: jconv.conv_kernel_grad(x, g, kernel, algorithm={"kernel_grad": "shifts"}, **options))
-    np.testing.assert_array_equal(f(x, g), reference.conv_kernel_grad(x, g, kernel, **options))
-    text = f.lower(x, g).as_text()
+    text = lowered_kernel_grad(shape, kernel, options)
     assert "stablehlo.while" in text
     assert text.count("stablehlo.dot_general") == kernel[1] * kernel[2]
 
