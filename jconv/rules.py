@@ -57,8 +57,8 @@ def _add_bias(plan: Plan, product: Any, lhs: Array, rhs: Array, bias: Array | No
         return product(lhs, rhs, plan.geometry, plan.how, plan.result)
     total = product(lhs, rhs, plan.geometry, plan.how, wide(plan.result))
     bias = bias.astype(total.dtype)
-    if product is products.convolve:
-        return products.plus_bias(total, bias, plan.geometry, plan.how).astype(plan.result)
+    if product is products.convolve and total.dtype == plan.result:  # what is rounded is written anew all the same
+        return products.plus_bias(total, bias, plan.geometry, plan.how)
     return (total + bias).astype(plan.result)
 
 

@@ -82,6 +82,8 @@ class Worker:
             _tell(self.events, row={"others": self.others})
 
     def jax_call(self, product: str, contestant: str) -> measure.Call | None:
+        if self.layer.eager and product in ("once", "loop"):
+            return None  # each eager call of lax.scan is compiled anew: that would be timed
         self.begin(product, contestant, "compile")
         form = self.forms.get(contestant) or self.make_form(contestant)
         if product not in form.products or (product == "kernel_grad" and len(form.operands) == 2):

@@ -42,9 +42,9 @@ def folded(
     parts = max(n for n in range(1, FOLDS + 1) if length % n == 0)
 
     def fold(x: Array, *others: Array) -> Array:
-        x = x.reshape(batch, parts, length // parts, channels)
+        rows = [views.moved(lambda x, i=i: x.reshape(batch, parts, -1, channels)[:, i], x) for i in range(parts)]
         number = jnp.arange(length // parts, dtype=jnp.int32)[:, None]
-        some = [compute(x[:, i], number + i * (length // parts), *others) for i in range(parts)]
+        some = [compute(row, number + i * (length // parts), *others) for i, row in enumerate(rows)]
         return functools.reduce(operation, some)
 
     rows = apart(fold, platform)(x, *others)
@@ -64,7 +64,8 @@ def doubled(arrays: Sequence[Array], dim: int, axis: Axis, combine: Combine) -> 
 
     def cut(arrays: Sequence[Array], start: int, count: int, stride: int = 1) -> list[Array]:
         end = start + (count - 1) * stride + 1
-        return [lax.slice_in_dim(a, start, end, stride, axis=dim) for a in arrays]
+        show = lambda x: lax.slice_in_dim(x, start, end, stride, axis=dim)
+        return [views.moved(show, a) for a in arrays]
 
     total, offset, size = None, 0, 1
     while True:
@@ -79,12 +80,6 @@ def doubled(arrays: Sequence[Array], dim: int, axis: Axis, combine: Combine) -> 
         left = arrays[0].shape[dim] - shift
         arrays = combine(cut(arrays, 0, left), cut(arrays, shift, left), size)
         size *= 2
-
-
-def hit(x: Array, best: Array) -> Array:
-    """Whether x is what won: equal, or a NaN, which wins over all."""
-    hits = x == best
-    return hits | jnp.isnan(x) if jnp.issubdtype(x.dtype, jnp.floating) else hits
 
 
 def _padded(x: Array, dim: int, axis: Axis, fill: Any) -> Array:
@@ -113,8 +108,8 @@ def winner(
 
     def least(left: Array, left_code: Array, right: Array, right_code: Array, best: Array, *, between: int) -> Array:
         none = jnp.int32(NONE)
-        named = jnp.where(hit(left, best), left_code, none)
-        then = jnp.where(hit(right, best), lax.min(right_code + jnp.int32(between * scale), none), none)
+        named = jnp.where(views.hit(left, best), left_code, none)
+        then = jnp.where(views.hit(right, best), lax.min(right_code + jnp.int32(between * scale), none), none)
         return lax.min(named, then)
 
     def combine(left: Sequence[Array], right: Sequence[Array], between: int) -> Sequence[Array]:

@@ -13,7 +13,7 @@ selects, not 169. A long axis is a reduction where windows share no element, els
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -62,11 +62,11 @@ def _stages(geometry: Geometry) -> list[range]:
 
 def winner(x: Array, *, geometry: Geometry, largest: bool, platform: str) -> tuple[Array, Array]:
     """(value, tap number) of the first best element of each window, row-major; a NaN is the best of all."""
-    dtype, lost, better = _index_dtype(geometry.taps), identity(x.dtype, largest), lax.max if largest else lax.min
+    dtype, lost, better = _index_dtype(geometry.taps), identity(x.dtype, largest), _better(largest)
     if not _direct(geometry) and long_windows.covers(geometry):
         best = extreme(x, geometry=geometry, largest=largest, platform=platform)
         flat = best.reshape(best.shape[0], 1, best.shape[-1])
-        named = lambda x, number, best: jnp.where(long_windows.hit(x, best), number, jnp.int32(NONE))
+        named = lambda x, number, best: jnp.where(views.hit(x, best), number, jnp.int32(NONE))
         return best, long_windows.folded(named, x, lax.min, NONE, platform, flat).astype(dtype)
     best, code, scale = x, None, 1
     for stage in _stages(geometry):
@@ -85,9 +85,12 @@ def winner(x: Array, *, geometry: Geometry, largest: bool, platform: str) -> tup
 
 def extreme(x: Array, *, geometry: Geometry, largest: bool, platform: str) -> Array:
     """The best of each window; a NaN is the best of all."""
-    lost, better = identity(x.dtype, largest), lax.max if largest else lax.min
+    lost, better = identity(x.dtype, largest), _better(largest)
     if not _direct(geometry) and long_windows.covers(geometry):
-        return long_windows.folded(lambda x, number: x, x, better, lost, platform)
+        best = lambda x, number: views.ordered(x, largest)
+        least = _ordered_identity(x.dtype, largest)
+        total = long_windows.folded(best, x, lax.max if largest else lax.min, least, platform)
+        return views.disordered(total, x.dtype)
     for stage in _stages(geometry):
         part = views.only(geometry, stage, x.shape[1:-1])
         if _direct(part) or all(map(views.separate, part.axes)):
@@ -97,15 +100,37 @@ def extreme(x: Array, *, geometry: Geometry, largest: bool, platform: str) -> Ar
     return x
 
 
+def _better(largest: bool) -> Callable[[Array, Array], Array]:
+    """The better of two, element by element."""
+
+    def better(a: Array, b: Array) -> Array:
+        operation = lax.max if largest else lax.min
+        return views.disordered(operation(views.ordered(a, largest), views.ordered(b, largest)), a.dtype)
+
+    return better
+
+
+def _ordered_identity(dtype: Any, largest: bool) -> Any:
+    """`identity` as views.ordered gives it."""
+    lost = identity(dtype, largest)
+    if dtype not in views.HALVES:
+        return lost
+    bits = np.array(lost, dtype).view(np.int16)
+    return bits ^ ((bits >> 15) & np.int16(0x7FFF))
+
+
 def _best(x: Array, *, geometry: Geometry, largest: bool) -> Array:
-    lost, better = identity(x.dtype, largest), lax.max if largest else lax.min
-    shape = (x.shape[0], *geometry.output, x.shape[-1])
+    operation, shape = lax.max if largest else lax.min, (x.shape[0], *geometry.output, x.shape[-1])
     if 0 in geometry.input or 0 in geometry.output:
-        return jnp.full(shape, lost, x.dtype)
+        return jnp.full(shape, identity(x.dtype, largest), x.dtype)
+    lost = _ordered_identity(x.dtype, largest)
     if not _direct(geometry):
-        return _reduced(views.windowed(x, geometry, lost), lost, better)
-    seen = [views.masked(where, show(x), lost) for _, where, show in views.under(geometry)]
-    return functools.reduce(better, seen) if seen else jnp.full(shape, lost, x.dtype)
+        total = _reduced(views.windowed(views.ordered(x, largest), geometry, lost), lost, operation)
+        return views.disordered(total, x.dtype)
+    seen = [views.masked(where, views.ordered(show(x), largest), lost) for _, where, show in views.under(geometry)]
+    if not seen:
+        return jnp.full(shape, identity(x.dtype, largest), x.dtype)
+    return views.disordered(functools.reduce(operation, seen), x.dtype)
 
 
 def _reduced(x: Array, initial: Any, operation: Any) -> Array:
@@ -123,15 +148,14 @@ def _index(x: Array, best: Array, code: Array | None = None, *, geometry: Geomet
         for tap, where, show in views.under(geometry):
             number = jnp.int32(tap * scale)
             number = number if code is None else number + show(code).astype(jnp.int32)
-            number = jnp.where(long_windows.hit(show(x), best) & where, number, none)
+            number = jnp.where(views.hit(show(x), best) & where, number, none)
             found = number if found is None else lax.min(found, number)
     else:
         number = jnp.asarray(_numbers(geometry, scale))
         if code is not None:
             number = number + views.windowed(code, geometry, 0).astype(jnp.int32)
-        hits = long_windows.hit(
-            views.windowed(x, geometry, 0), lax.expand_dims(best, range(2, 2 * geometry.rank + 1, 2))
-        )
+        windows = views.moved(lambda x: views.windowed(x, geometry, 0), x)
+        hits = views.hit(windows, lax.expand_dims(best, range(2, 2 * geometry.rank + 1, 2)))
         found = _reduced(jnp.where(hits, number, none), NONE, lax.min)
     return jnp.full(best.shape, last, dtype) if found is None else lax.min(found, jnp.int32(last)).astype(dtype)
 

@@ -35,11 +35,57 @@ Array = jax.Array
 def apart(f: Callable[..., Any], platform: str) -> Callable[..., Any]:
     """f as a function that XLA:CPU neither inlines nor fuses with another."""
     return functools.partial(_jax.apart_call, f) if platform == "cpu" else f
+HALVES = {jnp.dtype(jnp.bfloat16): 0x7F80, jnp.dtype(jnp.float16): 0x7C00}  # with the bits of infinity
 
 
 def wide(dtype: Any) -> Any:
     """The dtype of sums: float32 for float16 and bfloat16."""
     return jnp.dtype(jnp.float32) if dtype in (jnp.float16, jnp.bfloat16) else jnp.dtype(dtype)
+
+
+def moved(show: Callable[[Array], Array], x: Array) -> Array:
+    """show(x), which moves elements alone: half-precision ones as the integers that they are in memory.
+
+    XLA:CPU would widen, and round again, a bfloat16 array in each slice.
+    """
+    if x.dtype not in HALVES:
+        return show(x)
+    return lax.bitcast_convert_type(show(lax.bitcast_convert_type(x, jnp.uint16)), x.dtype)
+
+
+def ordered(x: Array, largest: bool) -> Array:
+    """What compares as x does, NaN before all: of float16 and bfloat16 integers, of which a vector holds twice as many.
+
+    The bits of a float are ordered as its magnitude is; those of a negative one are turned round. -0 comes before 0.
+    """
+    if x.dtype not in HALVES:
+        return x
+    bits = lax.bitcast_convert_type(x, jnp.int16)
+    first = jnp.int16(0x7FFF if largest else -0x8000)
+    return jnp.where(_magnitude(bits) > HALVES[x.dtype], first, _turned(bits))
+
+
+def disordered(x: Array, dtype: Any) -> Array:
+    """What `ordered` made of an array of `dtype`, back."""
+    return lax.bitcast_convert_type(_turned(x), dtype) if dtype in HALVES else x
+
+
+def hit(x: Array, best: Array) -> Array:
+    """Whether x is what won: equal, or a NaN, which wins over all."""
+    if x.dtype in HALVES:
+        infinity = HALVES[x.dtype]
+        x, best = (lax.bitcast_convert_type(a, jnp.int16) for a in (x, best))
+        return (x == best) | (_magnitude(x | best) == 0) | (_magnitude(x) > infinity)  # the second: 0 and -0
+    hits = x == best
+    return hits | jnp.isnan(x) if jnp.issubdtype(x.dtype, jnp.floating) else hits
+
+
+def _magnitude(bits: Array) -> Array:
+    return bits & jnp.int16(0x7FFF)
+
+
+def _turned(bits: Array) -> Array:
+    return bits ^ _magnitude(bits >> 15)  # the sign in all bits but the first
 
 
 def separate(axis: Axis) -> bool:
@@ -141,7 +187,8 @@ def under(geometry: Geometry) -> list[tuple[int, Any, Callable[[Array], Array]]]
             inside = (element >= 0) & (element < axis.input)
             if not inside.all():
                 where = where & jnp.asarray(along(inside, i + 1, geometry.rank + 2))
-        found.append((number, where, functools.partial(_view, view=views[number], anchor=anchor)))
+        show = functools.partial(_view, view=views[number], anchor=anchor)
+        found.append((number, where, functools.partial(moved, show)))
     return found
 
 
@@ -231,7 +278,7 @@ def over(geometry: Geometry) -> list[tuple[list[np.ndarray], Callable[[Array], A
             show, end = functools.partial(_in_phases, view=views[number]), functools.partial(joined, geometry=geometry)
         else:
             show, end = functools.partial(_taken, places=places, strides=[b.stride for b in blocks]), _as_it_is
-        found.append((taps, show, end))
+        found.append((taps, functools.partial(moved, show), end))
     return found
 
 

@@ -59,6 +59,8 @@ FEWEST_IN_ALL = 128  # and of both together, but for a kernel gradient
 LARGEST_FORMS = 32 << 20
 LEAST_ABREAST = 250  # floating-point operations an element of x and y, from which images are worth to be copied abreast
 LEAST_ABREAST_OF_ODD = 120  # and where channels are filled up to a vector
+SMALL_SUM = 8e7  # floating-point operations of a kernel gradient that lax has on its way before others are copied,
+SMALLEST_SUM = 5e6  # and of one that is no more than the calls it takes
 LEAST_SECONDS = 5e-4  # of a lax convolution from which a program that takes half a second longer to compile is worth it
 
 
@@ -126,6 +128,9 @@ def plane_kernel_grad(problem: Problem) -> str | None:
         return None
     if min(channels, out) >= NARROW and shifts.applies(geometry) and shifts.long_rows(geometry):
         return "shifts"
+    small = small_kernel_grad(problem)
+    if small is not None:
+        return small
     if exchange.applies(geometry) and out < min(NARROW, channels):
         return "exchange"
     if NARROW <= out < 2 * NARROW and 4 * out <= channels:
@@ -147,6 +152,26 @@ def plane_kernel_grad(problem: Problem) -> str | None:
                 return "shifts"
             few = geometry.taps < LEAST_LINES
     return "patches" if few and patches.applies(geometry) else "slices" if slices.applies(geometry) else None
+
+
+def small_kernel_grad(problem: Problem) -> str | None:
+    """What computes a plane's kernel gradient of so few operations that a copy or a call a tap are most of its time.
+
+    lax gathers over the images: a few of them, or rows of outputs that are whole vectors, and it is done first.
+    """
+    geometry, batch, out = problem.geometry, problem.batch, problem.out
+    if not isinstance(batch, int) or problem.dtype != jnp.float32:
+        return None
+    many = min(problem.channels, out) >= MANY and not mostly_inside(problem)
+    operations = cost.flops(batch, geometry, problem.channels, out)
+    if operations > SMALL_SUM or many or problem.channels <= FEWEST_GATHERED:
+        return None
+    if batch >= 16 or (batch >= 4 and out >= NARROW):
+        return "lax"
+    if operations > SMALLEST_SUM or not patches.applies(geometry):
+        return None
+    lines = geometry.taps > MOST_SCATTERED and slices.applies(geometry)
+    return "slices" if lines else "patches"
 
 
 def folded_wins(problem: Problem) -> bool:
