@@ -103,7 +103,7 @@ TABLE = (
     Row(
         "taps",
         lambda p: worth.undilated(p) and taps.applies(p.geometry, p.channels, p.out),
-        lambda p: p.real and (worth.one_channel(p) or p.geometry.groups > 1),
+        lambda p: p.inexact and (worth.one_channel(p) or p.geometry.groups > 1),
         "one channel, or groups of one: one fused multiply-add a tap",
         convolve=taps.convolve,
         kernel_grad=taps.kernel_grad,
@@ -156,7 +156,7 @@ TABLE = (
     Row(
         "lanes",
         lambda p: lanes.applies(p.geometry, p.channels, p.out),
-        lambda p: p.real and worth.lanes_win(p),
+        lambda p: p.inexact and worth.lanes_win(p),
         "small groups: a multiply-add a tap and channel, over the vector of a group's outputs",
         convolve=lanes.convolve,
         kernel_grad=lanes.kernel_grad,
@@ -164,7 +164,7 @@ TABLE = (
     Row(
         "grouped",
         lambda p: grouped.applies(p.geometry),
-        lambda p: p.real and worth.undilated(p),
+        lambda p: p.inexact and worth.undilated(p),
         "groups of some channels: one dense convolution a group, from cache",
         convolve=functools.partial(grouped.convolve, inner=functools.partial(_one_group, "convolve")),
         kernel_grad=functools.partial(grouped.kernel_grad, inner=functools.partial(_one_group, "kernel_grad")),
