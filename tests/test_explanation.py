@@ -117,3 +117,51 @@ def test_few_channels_and_what_is_like_them(x, kernel, options, want):
     """What was measured on such layers: python -m experiments.algorithms."""
     chosen = jconv.explain(shape(*x), shape(*kernel), platform="cpu", **options)
     assert tuple(choice.algorithm for choice in chosen.choices) == want
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "options", "want"),
+    [
+        ((1, 4, 4, 6), (3, 3, 6, 16), {"padding": 1}, "patches"),  # 9 calls of a product a tap took six times as long
+        ((1, 14, 14, 6), (5, 5, 6, 16), {}, "slices"),  # 25 copies
+        ((4, 8, 8, 16), (3, 3, 16, 16), {"padding": 1}, "patches"),  # images, and rows, too few for lax
+        ((4, 8, 8, 32), (3, 3, 32, 32), {"padding": 1}, "lax"),
+        ((16, 4, 4, 6), (3, 3, 6, 16), {"padding": 1}, "lax"),
+        ((16, 32, 32, 3), (3, 3, 3, 16), {"padding": 1}, "slices"),  # lax gathers three channels one by one
+        ((4, 4, 4, 128), (3, 3, 128, 128), {"padding": 1}, "shifts"),  # most taps see the padding
+    ],
+)
+def test_small_kernel_gradients(x, kernel, options, want):
+    """Where calls and copies take longer than the sum: python -m experiments.bench --extras."""
+    chosen = jconv.explain(shape(*x), shape(*kernel), platform="cpu", **options)
+    assert chosen["kernel_grad"].algorithm == want
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "options", "want"),
+    [
+        ((4, 1500, 384), (3, 384, 384), {"strides": 2, "padding": 1}, ("shifts", "shifts", "columns")),
+        ((2, 16000, 1), (80, 1, 128), {"strides": 4}, ("patches", "patches", "columns")),
+        ((8, 17, 17, 128), (1, 7, 128, 128), {"padding": ((0, 0), (3, 3))}, ("lax", "lax", "lax")),
+        ((128, 32, 32, 16), (3, 3, 16, 16), {"padding": 1}, ("lax", "patches", "lax")),
+        ((1, 32, 32, 256), (4, 4, 256, 512), {"padding": 1}, ("lax", "lax", "shifts")),
+        ((4, 32, 32, 64), (6, 6, 64, 32), {"padding": 3}, ("columns", "lax", "lax")),
+    ],
+)
+def test_float64(x, kernel, options, want):
+    """lax computes one axis element by element, and a plane that grows: what was measured with --dtype float64."""
+    with jax.enable_x64(True):
+        operands = shape(*x, dtype="float64"), shape(*kernel, dtype="float64")
+        chosen = jconv.explain(*operands, platform="cpu", **options)
+    assert tuple(choice.algorithm for choice in chosen.choices) == want
+
+
+@pytest.mark.parametrize("groups", [32, 4])
+def test_complex_groups_are_not_left_to_lax(groups):
+    chosen = jconv.explain(
+        shape(4, 28, 28, 32, dtype="complex64"),
+        shape(3, 3, 32 // groups, 32, dtype="complex64"),
+        feature_group_count=groups,
+        platform="cpu",
+    )
+    assert {choice.algorithm for choice in chosen.choices} == {"taps" if groups == 32 else "lanes"}

@@ -84,23 +84,54 @@ def test_nothing_is_written_down_between(pool, shape, window, strides, padding):
     ],
     ids=str,
 )
-def test_long_windows(space, window, strides, padding):
-    """Ties, -inf and NaN in windows that are reduced in steps, folded or looped over: the first winner, exactly."""
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_long_windows(space, window, strides, padding, dtype):
+    """Ties, 0 and -0, -inf and NaN in windows that are reduced in steps, folded or looped over: the first winner."""
     generator = np.random.default_rng(0)
     x = generator.integers(-2, 3, (2, *space, 3)).astype(np.float32)
     x[0, ..., 0][generator.random(space) < 0.1] = np.nan
+    x[0, ..., 0][generator.random(space) < 0.1] = -np.nan
     x[1, ..., 1] = -np.inf
+    x[1, ..., 2] = np.where(generator.random(space) < 0.5, 0.0, -0.0)
+    x = x.astype(jnp.dtype(dtype))
     pads = ((padding, padding),) * len(space)
     arguments = {"window_shape": window, "strides": strides, "padding": pads}
     y, indices = reference.max_pool(x, **arguments, return_indices=True)
     got, seen = jconv.max_pool(x, **arguments, return_indices=True)
-    np.testing.assert_array_equal(got, y)
+    np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(y, np.float32))
     np.testing.assert_array_equal(seen, indices)
-    g = generator.integers(-3, 4, y.shape).astype(np.float32)
+    g = generator.integers(-3, 4, y.shape).astype(x.dtype)
     dx = jax.vjp(functools.partial(jconv.max_pool, **arguments), x)[1](g)[0]
     want = np.zeros((2, int(np.prod(space)), 3), np.float32)
     np.add.at(want, (np.arange(2)[:, None, None], indices.reshape(2, -1, 3), np.arange(3)), g.reshape(2, -1, 3))
     np.testing.assert_array_equal(dx, want.reshape(x.shape))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="how XLA:CPU fuses")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("window", "strides"), [((3, 3), (2, 2)), ((2, 2), (2, 2)), ((13, 13), (1, 1)), ((40, 40), (1, 1))])
+def test_half_precision_is_compared_as_integers(window, strides, dtype):
+    """Nothing is widened to float32 and rounded again, as XLA:CPU does with each slice of a bfloat16 array."""
+    x = jax.ShapeDtypeStruct((2, 40, 40, 16), jnp.dtype(dtype))
+    for f in (jconv.max_pool, jconv.min_pool):
+        for indices in (False, True):
+            pool = functools.partial(f, window_shape=window, strides=strides, return_indices=indices)
+            assert "f32[" not in jax.jit(pool).lower(x).compile().as_text()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("pool", [jconv.max_pool, jconv.min_pool])
+def test_every_half_precision_number(pool, dtype):
+    """Each of the 65,536 beside another drawn one: the greater, the least, and NaN before all, subnormal ones too."""
+    bits = np.arange(2**16, dtype=np.uint16)
+    other = np.random.default_rng(0).permutation(bits)
+    x = np.stack([bits, other], axis=1).view(jnp.dtype(dtype)).reshape(1, -1, 1)
+    got, where = pool(x, 2, 2, return_indices=True)
+    oracle = reference.max_pool if pool is jconv.max_pool else reference.min_pool
+    with np.errstate(invalid="ignore"):  # numpy's word for a signalling NaN
+        want, there = oracle(x.astype(np.float64), 2, 2, return_indices=True)
+        np.testing.assert_array_equal(np.asarray(got).astype(np.float64), want)
+    np.testing.assert_array_equal(where, there)
 
 
 def test_a_corner_of_four_axes_gets_nothing_from_windows_that_do_not_see_it():

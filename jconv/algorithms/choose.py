@@ -362,6 +362,8 @@ def _kernel_grads(
     examples, batch = x.shape[:2]
     x, g, total = _widened(x, g, dtype, platform)
     x, geometry = windows.crop(x.reshape(-1, *x.shape[2:]), geometry)
+    if x.size == 0:  # all of it was cropped
+        return jnp.zeros((examples, *geometry.window, x.shape[-1] // geometry.groups, g.shape[-1]), dtype)
     x = x.reshape(examples, batch, *x.shape[1:])
     return patches.kernel_grads(x, g, geometry, precision, total).astype(dtype)
 

@@ -42,7 +42,8 @@ def folded(
     parts = max(n for n in range(1, FOLDS + 1) if length % n == 0)
 
     def fold(x: Array, *others: Array) -> Array:
-        rows = [views.moved(lambda x, i=i: x.reshape(batch, parts, -1, channels)[:, i], x) for i in range(parts)]
+        split = lambda x: x.reshape(batch, parts, length // parts, channels)
+        rows = [views.moved(lambda x, i=i: split(x)[:, i], x) for i in range(parts)]
         number = jnp.arange(length // parts, dtype=jnp.int32)[:, None]
         some = [compute(row, number + i * (length // parts), *others) for i, row in enumerate(rows)]
         return functools.reduce(operation, some)

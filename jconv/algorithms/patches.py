@@ -163,13 +163,14 @@ def kernel_grads(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any,
         return lax.dot_general(first[0], second[0], sides, precision=precision, preferred_element_type=dtype)
 
     at_once = _at_once(examples, rows * places * x.dtype.itemsize)
-    looped = examples // at_once * at_once if isinstance(examples, int) else examples
-    parts = [a[: looped * batch].reshape(looped // at_once, at_once * batch, *a.shape[1:]) for a in (x, g)]
-    dw = lax.map(lambda pair: few(*pair, at_once), tuple(parts))
+    rest = examples % at_once if isinstance(examples, int) else 0
+    looped = examples - rest
+    whole = [a[: looped * batch] if rest else a for a in (x, g)]
+    parts = tuple(a.reshape(looped // at_once, at_once * batch, *a.shape[1:]) for a in whole)
+    dw = lax.map(lambda pair: few(*pair, at_once), parts)
     dw = dw.reshape(looped, *dw.shape[2:])
-    if isinstance(examples, int) and looped < examples:
-        rest = few(x[looped * batch :], g[looped * batch :], examples - looped)
-        dw = jnp.concatenate([dw, rest])
+    if rest:
+        dw = jnp.concatenate([dw, few(x[looped * batch :], g[looped * batch :], rest)])
     dw = dw.swapaxes(1, 2) if narrow else dw
     return dw.reshape(examples, *geometry.window, channels, out)
 

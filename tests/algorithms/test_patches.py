@@ -16,6 +16,7 @@ from jconv.algorithms import patches
 CASES = {  # examples, batch, space, in, kernel, options
     "one image": (7, 1, (8, 9), 5, (3, 3, 5, 4), {"padding": "SAME"}),
     "two images, cropped and strided": (6, 2, (8, 9), 5, (3, 2, 5, 4), {"strides": 2, "padding": ((1, -1), (0, 2))}),
+    "few places": (5, 1, (3, 3), 6, (3, 3, 6, 4), {"padding": "SAME"}),
     "few channels": (5, 2, (8, 9), 2, (3, 3, 2, 4), {}),
     "one axis, dilated": (3, 2, (9,), 6, (3, 6, 4), {"kernel_dilation": 2}),
 }
