@@ -122,7 +122,9 @@ def test_few_channels_and_what_is_like_them(x, kernel, options, want):
 @pytest.mark.parametrize(
     ("x", "kernel", "options", "want"),
     [
-        ((1, 4, 4, 6), (3, 3, 6, 16), {"padding": 1}, "patches"),  # 9 calls of a product a tap took six times as long
+        ((1, 4, 4, 6), (3, 3, 6, 16), {"padding": 1}, "slices"),  # 9 copies, or products, are as many calls
+        ((1, 8, 8, 1), (3, 3, 1, 6), {"padding": 1}, "slices"),
+        ((1, 8, 8, 16), (3, 3, 16, 16), {"padding": 1}, "patches"),
         ((1, 14, 14, 6), (5, 5, 6, 16), {}, "slices"),  # 25 copies
         ((4, 8, 8, 16), (3, 3, 16, 16), {"padding": 1}, "patches"),  # images, and rows, too few for lax
         ((4, 8, 8, 32), (3, 3, 32, 32), {"padding": 1}, "lax"),

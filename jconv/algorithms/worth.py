@@ -61,7 +61,8 @@ LARGEST_FORMS = 32 << 20
 LEAST_ABREAST = 250  # floating-point operations an element of x and y, from which images are worth to be copied abreast
 LEAST_ABREAST_OF_ODD = 120  # and where channels are filled up to a vector
 SMALL_SUM = 8e7  # floating-point operations of a kernel gradient that lax has on its way before others are copied,
-SMALLEST_SUM = 5e6  # and of one that is no more than the calls it takes
+SMALLEST_SUM = 5e6  # and of one that is no more than the calls it takes,
+FEWEST_CALLS = 1.5e5  # and of one where each call counts, since XLA hands a program of many to another thread
 LEAST_SECONDS = 5e-4  # of a lax convolution from which a program that takes half a second longer to compile is worth it
 
 
@@ -196,6 +197,8 @@ def small_kernel_grad(problem: Problem) -> str | None:
         return None
     many = min(problem.channels, out) >= MANY and not mostly_inside(problem)
     operations = cost.flops(batch, geometry, problem.channels, out)
+    if operations <= FEWEST_CALLS and slices.applies(geometry):
+        return "slices"
     if operations > SMALL_SUM or many or problem.channels <= FEWEST_GATHERED:
         return None
     if batch >= 16 or (batch >= 4 and out >= NARROW):
