@@ -109,7 +109,9 @@ def test_long_windows(space, window, strides, padding, dtype):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="how XLA:CPU fuses")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize(("window", "strides"), [((3, 3), (2, 2)), ((2, 2), (2, 2)), ((13, 13), (1, 1)), ((40, 40), (1, 1))])
+@pytest.mark.parametrize(
+    ("window", "strides"), [((3, 3), (2, 2)), ((2, 2), (2, 2)), ((13, 13), (1, 1)), ((40, 40), (1, 1))]
+)
 def test_half_precision_is_compared_as_integers(window, strides, dtype):
     """Nothing is widened to float32 and rounded again, as XLA:CPU does with each slice of a bfloat16 array."""
     x = jax.ShapeDtypeStruct((2, 40, 40, 16), jnp.dtype(dtype))

@@ -167,7 +167,7 @@ def kernel_grads(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any,
     looped = examples - rest
     whole = [a[: looped * batch] if rest else a for a in (x, g)]
     parts = tuple(a.reshape(looped // at_once, at_once * batch, *a.shape[1:]) for a in whole)
-    dw = lax.map(lambda pair: few(*pair, at_once), parts)
+    dw = lax.map(lambda pair: few(pair[0], pair[1], at_once), parts)
     dw = dw.reshape(looped, *dw.shape[2:])
     if rest:
         dw = jnp.concatenate([dw, few(x[looped * batch :], g[looped * batch :], rest)])

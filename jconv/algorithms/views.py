@@ -30,12 +30,12 @@ from jconv import _jax
 from jconv.geometry import Axis, Geometry
 
 Array = jax.Array
+HALVES = {jnp.dtype(jnp.bfloat16): 0x7F80, jnp.dtype(jnp.float16): 0x7C00}  # with the bits of infinity
 
 
 def apart(f: Callable[..., Any], platform: str) -> Callable[..., Any]:
     """f as a function that XLA:CPU neither inlines nor fuses with another."""
     return functools.partial(_jax.apart_call, f) if platform == "cpu" else f
-HALVES = {jnp.dtype(jnp.bfloat16): 0x7F80, jnp.dtype(jnp.float16): 0x7C00}  # with the bits of infinity
 
 
 def wide(dtype: Any) -> Any:
