@@ -120,6 +120,17 @@ def test_rows_products_loop_and_against(whole_run, toys):
     assert "Against" in done.stdout
 
 
+def test_an_eager_layer_runs_in_no_loop(toys):
+    """lax.scan outside of jit is compiled at every call: that would be timed."""
+    rows, json_file = toys.with_name("eager_layer.json"), toys.with_name("eager.json")
+    rows.write_text(json.dumps([TOYS[0] | {"eager": True}]))
+    done = run_command(rows, "--repeats", 1, "--contestants", "jconv", "--in-loop", "--json", json_file)
+    assert done.returncode == 0, done.stderr
+    runs = json.loads(json_file.read_text())["rows"][0]["runs"]
+    assert runs["step"]["jconv"]["seconds"]
+    assert not {"once", "loop"} & set(runs)
+
+
 def test_algorithms_side_by_side(toys):
     json_file = toys.with_name("algorithms.json")
     arguments = (toys, "--rows", "toy_up", "--repeats", 1, "--json", json_file)
