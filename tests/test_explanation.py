@@ -130,6 +130,7 @@ def test_few_channels_and_what_is_like_them(x, kernel, options, want):
         ((4, 8, 8, 32), (3, 3, 32, 32), {"padding": 1}, "lax"),
         ((16, 4, 4, 6), (3, 3, 6, 16), {"padding": 1}, "lax"),
         ((16, 32, 32, 3), (3, 3, 3, 16), {"padding": 1}, "slices"),  # lax gathers three channels one by one
+        ((16, 32, 32, 32), (5, 5, 32, 1), {"padding": 2}, "exchange"),
         ((4, 4, 4, 128), (3, 3, 128, 128), {"padding": 1}, "shifts"),  # most taps see the padding
     ],
 )

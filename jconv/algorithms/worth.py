@@ -199,7 +199,8 @@ def small_kernel_grad(problem: Problem) -> str | None:
     operations = cost.flops(batch, geometry, problem.channels, out)
     if operations <= FEWEST_CALLS and slices.applies(geometry):
         return "slices"
-    if operations > SMALL_SUM or many or problem.channels <= FEWEST_GATHERED:
+    few = problem.channels <= FEWEST_GATHERED or out < LANES  # the second: x and g change places
+    if operations > SMALL_SUM or many or few:
         return None
     if batch >= 16 or (batch >= 4 and out >= NARROW):
         return "lax"
