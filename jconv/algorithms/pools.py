@@ -113,10 +113,7 @@ def _better(largest: bool) -> Callable[[Array, Array], Array]:
 def _ordered_identity(dtype: Any, largest: bool) -> Any:
     """`identity` as views.ordered gives it."""
     lost = identity(dtype, largest)
-    if dtype not in views.HALVES:
-        return lost
-    bits = np.array(lost, dtype).view(np.int16)
-    return bits ^ ((bits >> 15) & np.int16(0x7FFF))
+    return views.turned(np.array(lost, dtype).view(np.int16)) if dtype in views.HALVES else lost
 
 
 def _best(x: Array, *, geometry: Geometry, largest: bool) -> Array:

@@ -40,7 +40,7 @@ def apart(f: Callable[..., Any], platform: str) -> Callable[..., Any]:
 
 def wide(dtype: Any) -> Any:
     """The dtype of sums: float32 for float16 and bfloat16."""
-    return jnp.dtype(jnp.float32) if dtype in (jnp.float16, jnp.bfloat16) else jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32) if jnp.dtype(dtype) in HALVES else jnp.dtype(dtype)
 
 
 def moved(show: Callable[[Array], Array], x: Array) -> Array:
@@ -62,12 +62,12 @@ def ordered(x: Array, largest: bool) -> Array:
         return x
     bits = lax.bitcast_convert_type(x, jnp.int16)
     first = jnp.int16(0x7FFF if largest else -0x8000)
-    return jnp.where(_magnitude(bits) > HALVES[x.dtype], first, _turned(bits))
+    return jnp.where(_magnitude(bits) > HALVES[x.dtype], first, turned(bits))
 
 
 def disordered(x: Array, dtype: Any) -> Array:
     """What `ordered` made of an array of `dtype`, back."""
-    return lax.bitcast_convert_type(_turned(x), dtype) if dtype in HALVES else x
+    return lax.bitcast_convert_type(turned(x), dtype) if dtype in HALVES else x
 
 
 def hit(x: Array, best: Array) -> Array:
@@ -80,12 +80,13 @@ def hit(x: Array, best: Array) -> Array:
     return hits | jnp.isnan(x) if jnp.issubdtype(x.dtype, jnp.floating) else hits
 
 
-def _magnitude(bits: Array) -> Array:
-    return bits & jnp.int16(0x7FFF)
+def _magnitude(bits: Any) -> Any:
+    return bits & np.int16(0x7FFF)
 
 
-def _turned(bits: Array) -> Array:
-    return bits ^ _magnitude(bits >> 15)  # the sign in all bits but the first
+def turned(bits: Any) -> Any:
+    """int16 bits of a float to what is ordered as it is, and back: a negative one's but for the sign turned round."""
+    return bits ^ _magnitude(bits >> 15)
 
 
 def separate(axis: Axis) -> bool:
