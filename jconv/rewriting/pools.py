@@ -145,9 +145,18 @@ def replace_general(primitive: Any, *operands: Any, jaxpr: Any, consts: Any, **p
     return Done([_jax.as_weak(y) if aval.weak_type else y], f"{_NAMES[reducer]} and the initial value")
 
 
+def _unordered(moved: Any, operand: Any, select_prim: Any) -> Left | None:
+    """Why the winner is not jconv's to find: a type without order or sum, or a selection that is neither ge nor le."""
+    if not (_able(operand, "max") and _able(moved, "add")):
+        return Left(f"operands of dtypes {moved} and {operand}")
+    return None if select_prim.name in ("ge", "le") else Left(f"it selects by {select_prim.name}, neither ge nor le")
+
+
 def replace_scatter(primitive: Any, source: Array, operand: Array, *, select_prim: Any, **params: Any) -> Done | Left:
     """select_and_scatter_add: the gradient goes to the winner of each window of `operand`, all others get 0."""
     _jax.abstract_eval(primitive, (jax.typeof(source), jax.typeof(operand)), {"select_prim": select_prim, **params})
+    if (left := _unordered(source.dtype, operand.dtype, select_prim)) is not None:
+        return left
     layout = _layout(operand.shape, source.shape, **params)
     if isinstance(layout, Left):
         return layout
@@ -160,6 +169,8 @@ def replace_gather(primitive: Any, tangents: Array, operand: Array, *, select_pr
     """select_and_gather_add: the tangent of the winner of each window of `operand`."""
     avals = (jax.typeof(tangents), jax.typeof(operand))
     shape = _jax.abstract_eval(primitive, avals, {"select_prim": select_prim, **params}).shape
+    if (left := _unordered(tangents.dtype, operand.dtype, select_prim)) is not None:
+        return left
     layout = _layout(operand.shape, shape, **params)
     if isinstance(layout, Left):
         return layout

@@ -294,6 +294,24 @@ def max_pool_of(x):
     return lax.reduce_window(x, least, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "select", "reason"),
+    [
+        ("bool", "ge", "operands of dtypes bool and bool"),
+        ("float32", "gt", "it selects by gt, neither ge nor le"),
+        ("float32", "le", None),
+    ],
+)
+def test_a_selection_without_a_first_winner_stays_lax_s(dtype, select, reason):
+    """A scatter over windows of a type without order, or by a selection that lets the last of equals win."""
+    operand, source = (X * 3).astype(int).astype(dtype), X[:, ::2, ::2].astype(dtype)
+    names = {"window_dimensions": (1, 2, 2, 1), "window_strides": (1, 2, 2, 1), "padding": ((0, 0),) * 4}
+    prims = {"ge": lax.ge_p, "gt": lax.gt_p, "le": lax.le_p}
+    fun = lambda s, x: lax.select_and_scatter_add_p.bind(s, x, select_prim=prims[select], **names)
+    near(jconv.accelerate(fun)(source, operand), jax.jit(fun)(source, operand), 0)
+    assert [note.reason for note in jconv.report(fun, source, operand).left] == ([] if reason is None else [reason])
+
+
 @pytest.mark.parametrize("where", ["inside", "around"])
 def test_effects_and_callbacks_pass(where):
     seen = []
