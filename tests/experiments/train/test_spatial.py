@@ -4,6 +4,7 @@ import re
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -32,6 +33,13 @@ def few_blocks(monkeypatch):
     monkeypatch.setattr(convnext, "BLOCKS", (1,))
     monkeypatch.setattr(convnext, "CHANNELS", (48,))
     monkeypatch.setattr(mobilenet, "STAGES", ((1, 16, 1, 1), (6, 32, 1, 2)))
+
+
+@pytest.fixture
+def smooth(monkeypatch):
+    """No kinks: where rounding moves an element over that of a relu, its gradient is another, on one device as on four."""
+    monkeypatch.setattr(jax.nn, "relu", jax.nn.softplus)
+    monkeypatch.setattr(jax.nn, "relu6", lambda x: 3 + 3 * jnp.tanh(x / 3 - 1))
 
 
 def stepped(model, size, layout, rules="jconv", **options):
@@ -68,12 +76,15 @@ def alike(got, want, scale):
         ("convnext", 16, 2, {}),
     ],
 )
-def test_a_step_is_that_of_one_device(model, size, groups, options):
-    """Parameters, statistics and loss to float32 rounding; gradients are added up once a part; nothing is gathered."""
+def test_a_step_is_that_of_one_device(smooth, model, size, groups, options):
+    """Parameters, statistics and loss to float32 rounding; gradients are added up once a part; nothing is gathered.
+
+    Rounding: 6e-8 of each of sums of 2,048 numbers, which grows as their root: 3e-6 of a number's size.
+    """
     layout = sharding.make_layout(4, False, BATCH, options.get("accumulate", 1), spatial=4 // groups)
     state, metrics, program = stepped(model, size, layout, **options)
     want, want_metrics, _ = stepped(model, size, sharding.ONE_DEVICE, **options)
-    alike((state.params, state.state, metrics), (want.params, want.state, want_metrics), 5e-5)
+    alike((state.params, state.state, metrics), (want.params, want.state, want_metrics), 1e-5)
     before, _ = MODELS[model].init(jax.random.key(0), (size, size, 3), CLASSES, width=0.25)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, before)
     assert min(jax.tree.leaves(moved)) > 0 and max(jax.tree.leaves(moved)) > 0.1, moved
