@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jconv import arguments, rules, value_padding
 from jconv import geometry as geo
 from jconv.algorithms import choose
+from jconv.algorithms.views import wide
 from jconv.products import How
 from jconv.rules import Plan
 
@@ -73,8 +74,8 @@ def _run_input_grad(call: Call, g: Array, kernel: Array, bias: Array | None) -> 
     g, kernel = _array_in(g, call), _kernel_in(kernel, call)
     if call.values is None:
         return _array_out(rules.conv_transpose(call.plan, g, kernel, bias), call)
-    wide = dataclasses.replace(call.plan, result=rules.wide(call.plan.result))  # rounded once, when all is added
-    dx = value_padding.add_back(rules.conv_transpose(wide, g, kernel), *call.values)
+    unrounded = dataclasses.replace(call.plan, result=wide(call.plan.result))  # rounded once, when all is added
+    dx = value_padding.add_back(rules.conv_transpose(unrounded, g, kernel), *call.values)
     dx = dx if bias is None else dx + bias.astype(dx.dtype)
     return _array_out(dx.astype(call.plan.result), call)
 

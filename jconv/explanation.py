@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jconv import _jax, convolution, measured
 from jconv.algorithms import choose
+from jconv.algorithms.views import wide
 
 # For each operator: its pass, and the product of convolution that this pass is.
 PASSES = {
@@ -128,7 +129,7 @@ def _explanation(equation: Any, platform: str) -> Explanation:
     choices = []
     for name, product in PASSES[equation.primitive.name]:
         dtype = plan.result if name == "forward" else plan.operand
-        problem = choose.product_problem(product, geometry, batch, channels, out, _sums(dtype))
+        problem = choose.product_problem(product, geometry, batch, channels, out, wide(dtype))
         forced = plan.how.algorithm[choose.PRODUCTS.index(product)]
         asked = _asked(equation, name, product, "cpu" if platform == "cpu" else "other")
         row = choose.pick(problem, "lax" if empty else asked, "cpu" if platform == "cpu" else "other")
@@ -152,15 +153,10 @@ def _asked(equation: Any, name: str, product: str, platform: str) -> str:
     x, g = (first, last) if equation.primitive.name == "conv" else (last, first)
     w = (kernel.shape, jnp.dtype(plan.operand))
     pair = {"forward": (x, w), "kernel_grad": (x, g), "input_grad": (g, w)}[product]
-    result = plan.operand if name != "forward" else _sums(plan.result) if bias else plan.result
+    result = plan.operand if name != "forward" else wide(plan.result) if bias else plan.result
     lhs, rhs = (jax.ShapeDtypeStruct(*each) for each in pair)
     number, dtype = choose.PRODUCTS.index(product), jnp.dtype(result)
     return measured.algorithms(product, number, lhs, rhs, plan.geometry, plan.how, dtype, False, platform)[number]
-
-
-def _sums(dtype: Any) -> Any:
-    """The dtype of sums: float32 for float16 and bfloat16."""
-    return jnp.dtype(jnp.float32) if dtype in (jnp.float16, jnp.bfloat16) else jnp.dtype(dtype)
 
 
 def _title(op: str, geometry: Any, lhs: Any, channels: int, out: int) -> str:

@@ -15,8 +15,9 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
-from jconv import arguments, pool_rules, pooling, rules, value_padding
+from jconv import arguments, pool_rules, pooling, value_padding
 from jconv import geometry as geo
+from jconv.algorithms.views import wide
 from jconv.pool_rules import PatchPlan
 from jconv.pooling import Integers, Layout, Padding, array_in, array_out
 
@@ -32,8 +33,8 @@ def _run_unfold(layout: Layout, plan: PatchPlan, x: Array) -> Array:
 def _run_fold(layout: Layout, plan: PatchPlan, values: Any, columns: Array) -> Array:
     if not values:
         return array_out(pool_rules.fold(plan, array_in(columns, layout)), layout)
-    wide = columns.astype(rules.wide(columns.dtype))  # rounded once, when all is added
-    x = value_padding.add_back(pool_rules.fold(plan, array_in(wide, layout)), *values)
+    unrounded = columns.astype(wide(columns.dtype))  # rounded once, when all is added
+    x = value_padding.add_back(pool_rules.fold(plan, array_in(unrounded, layout)), *values)
     return array_out(x.astype(columns.dtype), layout)
 
 

@@ -23,15 +23,11 @@ import numpy as np
 
 from jconv import pool_products as products
 from jconv.algorithms.tables import Adaptive, sizes
+from jconv.algorithms.views import wide
 from jconv.geometry import Geometry
 from jconv.operators import Rule, operator
 
 Array = jax.Array
-
-
-def _wide(dtype: Any) -> Any:
-    """The dtype of sums: float32 for float16 and bfloat16."""
-    return jnp.dtype(jnp.float32) if dtype in (jnp.float16, jnp.bfloat16) else jnp.dtype(dtype)
 
 
 # max_pool and min_pool: y is x gathered by the index of each window's winner.
@@ -148,12 +144,12 @@ def _power(a: Array, q: float) -> Array:
 
 def _slope(plan: LpPlan, x: Array) -> Array:
     """sign(x) |x|^(q-1), the derivative of |x|^q / q; 0 at 0."""
-    x = x.astype(_wide(x.dtype))
+    x = x.astype(wide(x.dtype))
     return x if plan.q == 2 else jnp.sign(x) * _power(absolute(x), plan.q - 1)
 
 
 def _norm(plan: LpPlan, x: Array) -> Array:
-    x = x.astype(_wide(x.dtype))
+    x = x.astype(wide(x.dtype))
     powers = x * x if plan.q == 2 else _power(absolute(x), plan.q)
     return _power(products.window_sum(powers, plan.geometry), 1 / plan.q).astype(plan.dtype)
 
@@ -164,7 +160,7 @@ def _lp_pool(plan: LpPlan, x: Array) -> Array:
 
 
 def _lp_pool_fwd(plan: LpPlan, x: Any) -> tuple[Array, tuple[Array, Array]]:
-    y = lp_pool(dataclasses.replace(plan, dtype=_wide(plan.dtype)), x.value)
+    y = lp_pool(dataclasses.replace(plan, dtype=wide(plan.dtype)), x.value)
     return y.astype(plan.dtype), (x.value, y)
 
 
@@ -212,7 +208,7 @@ def _repeated(windows: Adaptive, dim: int, axes: int) -> np.ndarray:
 
 
 def _adaptive_mean(plan: AdaptivePlan, x: Array) -> Array:
-    total = x.astype(_wide(x.dtype))
+    total = x.astype(wide(x.dtype))
     for dim, windows in enumerate(plan.windows, start=1):
         total = products.expand(total, dim, windows)
         total = jnp.where(_repeated(windows, dim, total.ndim), jnp.zeros((), total.dtype), total).sum(dim + 1)
@@ -230,7 +226,7 @@ def _adaptive_avg_pool_fwd(plan: AdaptivePlan, x: Any) -> tuple[Array, tuple[()]
 
 def _adaptive_avg_pool_bwd(plan: AdaptivePlan, residuals: tuple[()], g: Array) -> tuple[Array]:
     del residuals
-    share = g.astype(_wide(g.dtype))
+    share = g.astype(wide(g.dtype))
     share = share / jnp.asarray(_adaptive_size(plan), share.dtype)  # spreads g / window size evenly
     for dim, windows in reversed(list(enumerate(plan.windows, start=1))):
         share = jnp.broadcast_to(
@@ -306,7 +302,7 @@ def _to_columns(geometry: Geometry, x: Array) -> Array:
 def _from_columns(geometry: Geometry, columns: Array) -> Array:
     """The adjoint of _to_columns; float16 and bfloat16 are added in float32."""
     rank, batch = geometry.rank, columns.shape[0]
-    x = columns.astype(_wide(columns.dtype)).reshape(
+    x = columns.astype(wide(columns.dtype)).reshape(
         batch, *geometry.output, columns.shape[-1] // geometry.taps, *geometry.window
     )
     order = (0, *(j for i in range(rank) for j in (1 + i, rank + 2 + i)), rank + 1)

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jconv import products
+from jconv.algorithms.views import wide
 from jconv.geometry import Geometry
 from jconv.operators import Rule, operator
 from jconv.products import How
@@ -44,11 +45,6 @@ class Wanted:
     """Among residuals: whether the bias gradient is asked for; it needs no array to be kept."""
 
     wanted: bool
-
-
-def wide(dtype: Any) -> Any:
-    """The dtype of sums: float32 for float16 and bfloat16."""
-    return jnp.dtype(jnp.float32) if dtype in (jnp.float16, jnp.bfloat16) else dtype
 
 
 def _add_bias(plan: Plan, product: Any, lhs: Array, rhs: Array, bias: Array | None) -> Array:

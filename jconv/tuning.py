@@ -18,8 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jconv import _jax, measured, rules
+from jconv import _jax, measured
 from jconv.algorithms import choose
+from jconv.algorithms.views import wide
 from jconv.geometry import Axis, Geometry
 from jconv.measured import Product
 
@@ -216,7 +217,7 @@ def to_choose(product: Product) -> choose.Problem:
         inexact = jnp.issubdtype(product.result, jnp.inexact)
         dtype = jnp.promote_types(operand, product.result) if inexact else jnp.dtype(product.result)
     sizes = {"batch": product.batch, "channels": product.channels, "out": product.out}
-    return choose.product_problem(product.product, product.geometry, **sizes, dtype=rules.wide(dtype))
+    return choose.product_problem(product.product, product.geometry, **sizes, dtype=wide(dtype))
 
 
 def _written(entry: Entry) -> dict[str, Any]:

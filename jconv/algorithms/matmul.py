@@ -8,6 +8,7 @@ any stride, or one place. An input gradient of such a window is the product with
 patches. Cost: the multiply-adds of the convolution and, for windows of more than one tap, one copy of the input.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -18,7 +19,10 @@ from jax import lax
 from jconv.algorithms import windows
 from jconv.geometry import Axis, Geometry
 
-JOINED = 4  # groups up to which one product with a block-diagonal matrix beats one a group, for all its zeros
+APART = 16  # groups up to which one product a group beats a batched one, for which XLA:CPU turns x and y round,
+JOINED = 56  # unless the zeros of one with a block-diagonal matrix cost so few multiply-adds an element that is copied,
+JOINED_SUM = 28  # of a kernel gradient, whose blocks are written once,
+JOINED_FLOPS = 4e6  # or it is done before several are called
 TRANSPOSED = 64  # channels from which the narrower operand is transposed before a product over the rows of both
 SMALL = 1 << 14  # elements of x below which it is not worth a pass
 
@@ -74,32 +78,47 @@ def _diagonal(rows: jax.Array) -> jax.Array:
     return blocks.reshape(groups * channels, groups * out)
 
 
+def _joined(patches: jax.Array, out: int, most: int) -> bool:
+    """Whether patches (rows, groups, in) and `out` channels are one product: of one group, or of few and small ones."""
+    rows, groups, channels = patches.shape
+    if groups == 1 or groups > APART or not isinstance(rows, int):
+        return groups == 1
+    zeros, copied = (groups - 1) * channels * out, groups * channels + out
+    return zeros <= most * copied or 2 * rows * groups * channels * out <= JOINED_FLOPS
+
+
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     groups, out = geometry.groups, w.shape[-1]
     patches, rows = _patches(x, geometry), _rows(w, groups)
     shape = (x.shape[0], *geometry.output)
-    if groups <= JOINED:
-        y = jnp.matmul(
-            patches.reshape(math.prod(shape), -1), _diagonal(rows), precision=precision, preferred_element_type=dtype
-        )
+    patches = patches.reshape(math.prod(shape), *patches.shape[-2:])
+    product = functools.partial(jnp.matmul, precision=precision, preferred_element_type=dtype)
+    if _joined(patches, out, JOINED):
+        y = product(patches.reshape(patches.shape[0], -1), _diagonal(rows))
+    elif groups <= APART:
+        y = jnp.concatenate([product(patches[:, i], rows[i]) for i in range(groups)], axis=-1)
     else:
-        y = jnp.einsum("...gc,gco->...go", patches, rows, precision=precision, preferred_element_type=dtype)
+        y = jnp.einsum("ngc,gco->ngo", patches, rows, precision=precision, preferred_element_type=dtype)
     return y.reshape(*shape, out)
 
 
 def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     groups, out, channels = geometry.groups, g.shape[-1], x.shape[-1]
-    patches = _patches(x, geometry).reshape(-1, geometry.taps * channels)
-    g = g.reshape(-1, out)
-    if groups <= JOINED:
+    patches = _patches(x, geometry).reshape(-1, groups, geometry.taps * channels // groups)
+    g = g.reshape(-1, groups, out // groups)
+
+    if _joined(patches, out, JOINED_SUM):
+        rows = patches.shape[0]
+        small = 4 * geometry.taps * channels * out <= windows.SMALL_SUM  # else adding parts up costs more than it saves
+        flops = 2 * patches.size * out if small and isinstance(rows, int) else None
         product = lambda x, g: transposed_product(x, g, precision, dtype)
-        small = 4 * patches.shape[-1] * out <= windows.SMALL_SUM  # else adding the parts up costs more than it saves
-        flops = 2 * patches.size * out if small and isinstance(patches.shape[0], int) else None
-        dw = windows.in_parts(product, patches, g, flops)
+        dw = windows.in_parts(product, patches.reshape(rows, -1), g.reshape(rows, out), flops)
         dw = dw.reshape(groups, geometry.taps * channels // groups, groups, out // groups)
         dw = jnp.moveaxis(jnp.diagonal(dw, axis1=0, axis2=2), -1, 1)  # the groups' own blocks
+    elif groups <= APART:
+        product = lambda i: _narrow_first(patches[:, i], g[:, i], precision, dtype)
+        dw = jnp.concatenate([product(i) for i in range(groups)], axis=-1)
     else:
-        patches, g = patches.reshape(-1, groups, patches.shape[-1] // groups), g.reshape(-1, groups, out // groups)
         dw = jnp.einsum("ngc,ngo->cgo", patches, g, precision=precision, preferred_element_type=dtype)
     return dw.reshape(*geometry.window, channels // groups, out)
 
@@ -127,6 +146,13 @@ def _transposed_first(x: jax.Array, g: jax.Array, precision: Any, dtype: Any) ->
         return first_axes_product(x, g, precision, dtype)
     columns = lax.optimization_barrier(x.T)
     return lax.dot_general(columns, g, (((1,), (0,)), ((), ())), precision=precision, preferred_element_type=dtype)
+
+
+def _narrow_first(x: jax.Array, g: jax.Array, precision: Any, dtype: Any) -> jax.Array:
+    """x^T g of the channels of one group, which are too few to be worth a transposed copy."""
+    if g.shape[1] < x.shape[1]:
+        return lax.optimization_barrier(first_axes_product(g, x, precision, dtype)).T
+    return first_axes_product(x, g, precision, dtype)
 
 
 def first_axes_product(x: jax.Array, g: jax.Array, precision: Any, dtype: Any) -> jax.Array:

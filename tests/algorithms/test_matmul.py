@@ -1,4 +1,6 @@
-"""The kernel gradient of a 1x1 layer, summed up in parts of its places where the sum is small."""
+"""1x1 layers: the kernel gradient summed up in parts of its places, and how the products of groups are called."""
+
+import re
 
 import jax
 import numpy as np
@@ -23,3 +25,36 @@ def test_in_parts(monkeypatch, out, parts):
     assert parts is None or f"tensor<{parts}x{84 // parts}x" in text
     np.testing.assert_array_equal(form(x, g), reference.conv_kernel_grad(x, g, shape))  # whole numbers: exact
     jax.clear_caches()
+
+
+@pytest.mark.parametrize(
+    ("places", "groups", "channels", "products"),
+    [
+        (12, 3, (160, 40), {"joined"}),  # done before three are called
+        (2500, 3, (160, 40), {"apart"}),
+        (2500, 2, (64, 64), {"joined", "apart"}),  # forward a block-diagonal matrix, for a kernel gradient too large
+        (60, 32, (4, 4), {"batched"}),
+    ],
+)
+def test_products_of_groups(places, groups, channels, products):
+    """One block-diagonal matrix for few small groups, a product a group for up to 16, a batched one for more."""
+    rng = np.random.default_rng(0)
+    c, o = channels
+    x, g = (rng.integers(-2, 3, (places, 1, groups * n)).astype(np.float32) for n in (c, o))
+    w = rng.integers(-2, 3, (1, c, groups * o)).astype(np.float32)
+    how = {"feature_group_count": groups, "algorithm": "matmul"}
+    forms = [
+        (lambda x, w: jconv.conv(x, w, **how), (x, w), reference.conv(x, w, feature_group_count=groups)),
+        (
+            lambda x, g: jconv.conv_kernel_grad(x, g, w.shape, **how),
+            (x, g),
+            reference.conv_kernel_grad(x, g, w.shape, feature_group_count=groups),
+        ),
+    ]
+    expected = {"joined": (1, 0), "apart": (groups, 0), "batched": (1, 1)}
+    seen = []
+    for form, operands, want in forms:
+        np.testing.assert_array_equal(form(*operands), want)  # whole numbers: exact
+        dots = re.findall(r"stablehlo.dot_general.*", jax.jit(form).lower(*operands).as_text())
+        seen.append((len(dots), sum("batching_dims" in dot for dot in dots)))
+    assert set(seen) == {expected[product] for product in products}, seen
