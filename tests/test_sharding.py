@@ -32,6 +32,7 @@ LAYERS = {  # (x, kernel, options): what each algorithm computes, the first of t
     "joined": ((8, 3, 4, 4, 6), (3, 1, 1, 6, 5), SAME),
     "interleaved": ((8, 5, 5, 6), (3, 3, 6, 5), {**SAME, "kernel_dilation": 2}),
     "slices": ((8, 3, 4, 4, 6), (3, 3, 3, 6, 5), SAME),
+    "subpixel": ((8, 11, 11, 2), (4, 4, 2, 5), {"strides": 2}),
     "columns": ((8, 5, 5, 6), (3, 3, 6, 1), SAME),
     "phases": ((8, 5, 5, 6), (3, 3, 6, 5), {"strides": 2}),
     "taps": ((8, 5, 5, 6), (3, 3, 1, 6), {**SAME, "feature_group_count": 6}),

@@ -28,6 +28,7 @@ from jconv.algorithms import (
     phases,
     shifts,
     slices,
+    subpixel,
     taps,
     windows,
     winograd,
@@ -123,6 +124,13 @@ TABLE = (
         "a dilated window: dense ones over the images that interleave",
         convolve=functools.partial(interleaved.convolve, inner=_inner),
         kernel_grad=functools.partial(interleaved.kernel_grad, inner=_inner_kernel_grad),
+    ),
+    Row(
+        "subpixel",
+        lambda p: p.product == "convolve" and subpixel.applies(p.geometry),
+        worth.subpixel_wins,
+        "a dilated input and few outputs: all output phases as channels of one convolution",
+        convolve=functools.partial(subpixel.convolve, inner=_inner),
     ),
     Row(
         "columns",

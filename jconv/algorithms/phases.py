@@ -2,9 +2,9 @@
 
 An input dilated by e is what the input gradient of a convolution with stride e sees. Along an axis the places p of one
 residue class r modulo m = e / gcd(stride, e) meet only the taps of one residue class modulo e / gcd(dilation, e): each
-phase is a convolution of the undilated input with every so-manieth tap, and the phases interleave. "Sub-pixel
-convolution". Cost: the multiply-adds that meet no inserted zero, and one copy of the output.
-Source: Shi et al. 2016, Real-time single image and video super-resolution; arithmetic from geometry.py's relation.
+phase is a convolution of the undilated input with every so-manieth tap, and the phases interleave (all of them as the
+channels of one: subpixel.py). Cost: the multiply-adds that meet no inserted zero, and one copy of the output.
+Arithmetic from geometry.py's relation.
 """
 
 import dataclasses

@@ -52,12 +52,17 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     shape = (x.shape[0], *((axis.output - 1) * axis.stride + 1 for axis in lead), *padded.shape[-2:])
     rows = w.reshape(-1, *w.shape[-3:])
 
-    def add(index: jax.Array, total: jax.Array) -> jax.Array:
+    def under(padded: jax.Array, rows: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The input under a row of taps, and this row of the kernel."""
         place = jnp.unravel_index(index, [axis.window for axis in lead])
         at = [t * axis.dilation for t, axis in zip(place, lead, strict=True)]
         here = lax.dynamic_slice(padded, (0, *at, 0, 0), shape)
         here = lax.slice(here, (0,) * here.ndim, here.shape, (1, *(axis.stride for axis in lead), 1, 1))
-        row, width = lax.dynamic_index_in_dim(rows, index, keepdims=False), (last.output - 1) * last.stride + 1
+        return here, lax.dynamic_index_in_dim(rows, index, keepdims=False)
+
+    def add(index: jax.Array, total: jax.Array) -> jax.Array:
+        here, row = windows.apart(under, padded, rows, index)  # an index inside of the sum keeps it from being a vector
+        width = (last.output - 1) * last.stride + 1
         for t in range(last.window):
             shifted = lax.slice_in_dim(here, t * last.dilation, t * last.dilation + width, last.stride, axis=-2)
             total = total + product(shifted, row[t])

@@ -20,8 +20,10 @@ from jconv.algorithms import (
     lanes,
     matmul,
     patches,
+    phases,
     shifts,
     slices,
+    subpixel,
     taps,
     windows,
     winograd,
@@ -53,6 +55,7 @@ SMALL_VOLUME = 1 << 24  # elements under all taps
 LONG_ROW = 96  # elements
 LEAST_LINES = 16  # taps from which lines of FEW channels beat their patches
 LARGEST_RESULT = 16 << 20  # bytes that an allocator keeps; those of a second buffer it gives back; see windows.MAPPED
+SHUFFLED = 65  # channels whose multiply-adds take a nanosecond
 LANES = 8  # channels of a group up to which its convolution is one vector, or half; three times as many, unless
 ALIASED = 256  # divides the channels
 FEWEST = 32  # channels in or out below which Winograd's sums cost more than the multiplications that they save,
@@ -354,6 +357,25 @@ def joined_wins(problem: Problem) -> bool:
     """Where the row that axes are joined to is long enough to be shared by the cores."""
     lower = joined.lower(problem.geometry)
     return problem.real and (problem.product == "kernel_grad" or lower.output[-1] >= LONG_ROW)
+
+
+def subpixel_wins(problem: Problem) -> bool:
+    """Phases of few outputs, each of which would be a convolution of short rows, or a fold of narrow columns.
+
+    In nanoseconds for each tap, output and element of x: a convolution runs at half its rate with a quarter of the
+    outputs that fill its rows; shuffling costs a third of one, folding one.
+    """
+    geometry, out = problem.geometry, problem.out
+    if not problem.real or double(problem) or geometry.rank > 2 or small_dilated(problem):
+        return False
+    rate = lambda outputs: min(1.0, math.sqrt(outputs / cost.BLOCK))
+    seconds = problem.channels / SHUFFLED
+    ours = subpixel.waste(geometry) * seconds / rate(subpixel.phases(geometry) * out) + 0.3
+    if folded_wins(problem):
+        return ours < 1 + seconds
+    if phases.applies(geometry):
+        return phases_win(problem) and 1.2 * ours < seconds / rate(out) + 0.3
+    return True
 
 
 def phases_win(problem: Problem) -> bool:
