@@ -81,11 +81,20 @@ def test_text():
         ((1, 148, 148, 48), (4, 4, 48, 48), {"strides": 4}, ("slices", "slices", "spread")),
         ((8, 64, 64, 3), (1, 1, 3, 64), {}, ("lax", "matmul", "matmul")),
         ((1, 1024, 128), (25, 128, 256), {"strides": 4, "padding": ((10, 11),)}, ("lax", "shifts", "phases")),
+        ((2, 64, 64, 32), (3, 3, 32, 32), {"padding": 8, "kernel_dilation": 8}, ("lax",) * 3),
+        ((2, 64, 64, 32), (3, 3, 32, 32), {"padding": 16, "kernel_dilation": 16}, ("lax",) * 3),
+        ((2, 64, 64, 128), (3, 3, 128, 128), {"padding": 4, "kernel_dilation": 4}, ("interleaved",) * 3),
         (
             (8, 64, 64, 21),
             (3, 3, 21, 21),
             {"padding": 16, "kernel_dilation": 16},
             ("interleaved", "shifts", "interleaved"),
+        ),
+        (
+            (2, 64, 64, 128),
+            (3, 1, 128, 128),
+            {"padding": ((8, 8), (0, 0)), "kernel_dilation": (8, 1)},
+            ("abreast", "shifts", "abreast"),
         ),
         ((8, 28, 28, 32), (5, 5, 32, 96), {"padding": 2}, ("abreast", "slices", "abreast")),
         ((16, 14, 14, 32), (5, 5, 32, 128), {"padding": 2}, ("abreast", "slices", "abreast")),
@@ -99,6 +108,7 @@ def test_text():
         ((1, 8, 14, 14, 112), (3, 3, 3, 1, 112), {"padding": 1, "feature_group_count": 112}, ("taps",) * 3),
         ((1, 2, 7, 7, 512), (3, 3, 3, 512, 512), {"padding": 1}, ("shifts",) * 3),
         ((8, 32, 32, 32, 1), (5, 5, 5, 1, 32), {"strides": 2}, ("patches", "slices", "columns")),
+        ((1, 16, 112, 112, 3), (7, 7, 7, 3, 64), {"padding": 3, "strides": 2}, ("slices", "slices", "subpixel")),
         ((1, 12, 13, 13, 256), (3, 3, 3, 256, 256), {}, ("slices", "shifts", "slices")),  # compiles in 3 s
         ((1, 8, 28, 28, 256), (3, 3, 3, 256, 256), {"padding": 1}, ("slices",) * 3),  # 170 MB under all taps
         ((2, 16000, 1), (10, 1, 512), {"strides": 5}, ("taps", "patches", "lax")),
@@ -109,7 +119,7 @@ def test_text():
             (2, 64, 128, 128),
             (1, 3, 128, 128),
             {"padding": ((0, 0), (8, 8)), "kernel_dilation": (1, 8)},
-            ("slices",) * 3,
+            ("slices", "lax", "slices"),
         ),
     ],
 )

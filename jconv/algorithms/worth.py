@@ -172,11 +172,15 @@ def plane_kernel_grad(problem: Problem) -> str | None:
         return "lax"  # on one core, beside the input gradient
     if winograd.applies(geometry) and winograd_wins(problem):
         return "winograd"
+    if min(channels, out) < 2 * NARROW and gathered_by_rows(problem):
+        return "lax"
     if shifts.applies(geometry) and (
         tap_by_tap(problem)
         or (channels >= patches.CHANNELS_LAST and geometry.taps <= MOST_SCATTERED and not mostly_inside(problem))
     ):
         return "shifts"
+    if gathered_by_rows(problem):
+        return "lax"
     steps = any(axis.stride > 1 for axis in geometry.axes)
     if channels < patches.CHANNELS_LAST:
         few = geometry.taps <= patches.SPELLED_OUT if steps else geometry.taps * channels < LEAST_SLICED
@@ -187,6 +191,16 @@ def plane_kernel_grad(problem: Problem) -> str | None:
                 return "shifts"
             few = geometry.taps < LEAST_LINES
     return "patches" if few and patches.applies(geometry) else "slices" if slices.applies(geometry) else None
+
+
+def gathered_by_rows(problem: Problem) -> bool:
+    """A kernel gradient of a dilated window, whose patches lax gathers a row at a time.
+
+    It stays on one core, and leaves the other to the input gradient.
+    """
+    geometry, channels, out = problem.geometry, problem.channels, problem.out
+    dilated = any(axis.dilation > 1 and axis.window > 1 for axis in geometry.axes)
+    return dilated and min(channels, out) >= NARROW and channels % 4 == out % 4 == 0
 
 
 def small_kernel_grad(problem: Problem) -> str | None:
@@ -296,6 +310,9 @@ def abreast_wins(problem: Problem) -> bool:
     if min(channels, out) < FEW:  # little to compute for what is copied
         return False
     odd = bool(abreast.missing(channels) or abreast.missing(out))
+    last = geometry.axes[-1]
+    if last.dilation > 1 and last.window > 1 and not odd:  # zeros as wide as the dilation stand between the images
+        return False
     if cost.flops(1, geometry, channels, out) < (LEAST_ABREAST_OF_ODD if odd else LEAST_ABREAST) * moved:
         return False
     sizes = (problem.batch, geometry, channels, out)
@@ -366,8 +383,10 @@ def subpixel_wins(problem: Problem) -> bool:
     outputs that fill its rows; shuffling costs a third of one, folding one.
     """
     geometry, out = problem.geometry, problem.out
-    if not problem.real or double(problem) or geometry.rank > 2 or small_dilated(problem):
+    if not problem.real or double(problem) or small_dilated(problem):
         return False
+    if geometry.rank > 2:  # else lax's, a thousand times slower: the gradient of a 7x7x7 first layer took 38 s
+        return geometry.axes[0].input_dilation > 1 and not folded_wins(problem) and not phases_win(problem)
     rate = lambda outputs: min(1.0, math.sqrt(outputs / cost.BLOCK))
     seconds = problem.channels / SHUFFLED
     ours = subpixel.waste(geometry) * seconds / rate(subpixel.phases(geometry) * out) + 0.3
@@ -419,7 +438,8 @@ def interleaved_wins(problem: Problem) -> bool:
     inner = dataclasses.replace(problem, batch=batch * interleaved.images(geometry), geometry=dense)
     if narrowest < cost.BLOCK or not winograd_wins(inner):
         return False
-    return 1.1 * winograd_seconds(inner) < min(lax_seconds(problem), shifts_seconds(problem))
+    other = shifts_seconds(problem) if tap_by_tap(problem) else lax_seconds(problem)
+    return 1.1 * winograd_seconds(inner) < other
 
 
 def volume_by_taps(problem: Problem) -> bool:
