@@ -111,6 +111,10 @@ def test_text():
         ((1, 16, 112, 112, 3), (7, 7, 7, 3, 64), {"padding": 3, "strides": 2}, ("slices", "slices", "subpixel")),
         ((1, 12, 13, 13, 256), (3, 3, 3, 256, 256), {}, ("slices", "shifts", "slices")),  # compiles in 3 s
         ((1, 8, 28, 28, 256), (3, 3, 3, 256, 256), {"padding": 1}, ("slices",) * 3),  # 170 MB under all taps
+        ((8, 512, 256), (5, 32, 256), {"padding": 2, "feature_group_count": 8}, ("lax", "lanes", "lax")),
+        ((8, 512, 128), (5, 32, 256), {"padding": 2, "strides": 2, "feature_group_count": 4}, ("lax", "lax", "phases")),
+        ((8, 512, 256), (5, 16, 256), {"padding": 2, "feature_group_count": 16}, ("lanes",) * 3),
+        ((1, 499, 768), (31, 48, 768), {"padding": 15, "feature_group_count": 16}, ("grouped",) * 3),
         ((2, 16000, 1), (10, 1, 512), {"strides": 5}, ("taps", "patches", "lax")),
         ((32, 1000, 12), (16, 12, 64), {"padding": "SAME"}, ("lax", "lax", "columns")),
         ((8, 1024, 64), (3, 64, 64), {"padding": "CAUSAL", "kernel_dilation": 8}, ("lax", "lax", "lax")),

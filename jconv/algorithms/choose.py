@@ -172,7 +172,7 @@ TABLE = (
     Row(
         "grouped",
         lambda p: grouped.applies(p.geometry),
-        lambda p: p.inexact and worth.undilated(p),
+        lambda p: p.inexact and worth.undilated(p) and not worth.wide_groups_of_lines(p),
         "groups of some channels: one dense convolution a group, from cache",
         convolve=functools.partial(grouped.convolve, inner=functools.partial(_one_group, "convolve")),
         kernel_grad=functools.partial(grouped.kernel_grad, inner=functools.partial(_one_group, "kernel_grad")),

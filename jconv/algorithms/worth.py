@@ -350,9 +350,19 @@ def lanes_win(problem: Problem) -> bool:
     """
     groups = problem.geometry.groups
     each, depth = problem.channels // groups, problem.out // groups
-    aliased = problem.channels % ALIASED == 0 or problem.out % ALIASED == 0
+    aliased = problem.geometry.rank > 1 and (problem.channels % ALIASED == 0 or problem.out % ALIASED == 0)
     most = lanes.MOST_CHANNELS if problem.product != "convolve" else LANES if aliased else 3 * LANES
     return groups >= 4 and depth % 4 == 0 and max(each, depth) <= most
+
+
+def wide_groups_of_lines(problem: Problem) -> bool:
+    """Groups of one axis that lax runs at half of a dense convolution's rate: copies by group cost more than that."""
+    geometry = problem.geometry
+    if geometry.rank > 1 or not undilated(problem) or not problem.real or double(problem):
+        return False
+    wide = min(problem.channels, problem.out) >= MIDDLING * geometry.groups
+    steps = geometry.axes[0].stride > 1
+    return wide and (geometry.taps <= FEW if problem.product == "convolve" else steps)
 
 
 def scattered(problem: Problem) -> bool:
@@ -383,10 +393,11 @@ def subpixel_wins(problem: Problem) -> bool:
     outputs that fill its rows; shuffling costs a third of one, folding one.
     """
     geometry, out = problem.geometry, problem.out
+    if geometry.rank > 2:  # else lax's, a thousand times slower: the gradient of a 7x7x7 first layer took 38 s
+        folded = problem.real and folded_wins(problem)
+        return problem.inexact and geometry.axes[0].input_dilation > 1 and not folded and not phases_win(problem)
     if not problem.real or double(problem) or small_dilated(problem):
         return False
-    if geometry.rank > 2:  # else lax's, a thousand times slower: the gradient of a 7x7x7 first layer took 38 s
-        return geometry.axes[0].input_dilation > 1 and not folded_wins(problem) and not phases_win(problem)
     rate = lambda outputs: min(1.0, math.sqrt(outputs / cost.BLOCK))
     seconds = problem.channels / SHUFFLED
     ours = subpixel.waste(geometry) * seconds / rate(subpixel.phases(geometry) * out) + 0.3
