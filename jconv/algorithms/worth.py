@@ -358,7 +358,7 @@ def lanes_win(problem: Problem) -> bool:
 def wide_groups_of_lines(problem: Problem) -> bool:
     """Groups of one axis that lax runs at half of a dense convolution's rate: copies by group cost more than that."""
     geometry = problem.geometry
-    if geometry.rank > 1 or not undilated(problem) or not problem.real or double(problem):
+    if geometry.rank > 1 or not undilated(problem) or problem.dtype in (jnp.float64, jnp.complex128):
         return False
     wide = min(problem.channels, problem.out) >= MIDDLING * geometry.groups
     steps = geometry.axes[0].stride > 1
