@@ -26,8 +26,7 @@ Convolve = Callable[[jax.Array, jax.Array, Geometry, Any, Any], jax.Array]
 
 
 def applies(geometry: Geometry) -> bool:
-    plain = all(axis.stride == axis.dilation == 1 for axis in geometry.axes)
-    return geometry.groups == 1 and plain and phases(geometry) > 1
+    return phases(geometry) > 1 and all(axis.stride == axis.dilation == 1 for axis in geometry.axes)
 
 
 def phases(geometry: Geometry) -> int:
@@ -53,26 +52,26 @@ def _dense(axis: Axis) -> tuple[Axis, int]:
 
 
 def _kernel(w: jax.Array, geometry: Geometry) -> jax.Array:
-    """w (*window, in, out) as (*taps, in, phases * out)."""
-    rank, (c, out) = geometry.rank, w.shape[-2:]
+    """w (*window, in, groups * out) as (*taps, in, groups * phases * out)."""
+    rank, groups, (c, out) = geometry.rank, geometry.groups, w.shape[-2:]
     missing = [(_taps(axis) * axis.input_dilation - axis.window, 0, 0) for axis in geometry.axes]
     w = lax.pad(w, jnp.zeros((), w.dtype), (*missing, (0, 0, 0), (0, 0, 0)))
     split = [n for axis in geometry.axes for n in (_taps(axis), axis.input_dilation)]
-    w = lax.rev(w.reshape(*split, c, out), range(1, 2 * rank, 2))  # tap e - 1 of each e belongs to phase 0
-    order = (*range(0, 2 * rank, 2), 2 * rank, *range(1, 2 * rank, 2), 2 * rank + 1)
+    w = lax.rev(w.reshape(*split, c, groups, out // groups), range(1, 2 * rank, 2))  # tap e - 1 of e is of phase 0
+    order = (*range(0, 2 * rank, 2), 2 * rank, 2 * rank + 1, *range(1, 2 * rank, 2), 2 * rank + 2)
     return w.transpose(order).reshape(*map(_taps, geometry.axes), c, phases(geometry) * out)
 
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Convolve) -> jax.Array:
-    rank, out = geometry.rank, w.shape[-1]
+    rank, groups, out = geometry.rank, geometry.groups, w.shape[-1]
     axes, starts = zip(*map(_dense, geometry.axes), strict=True)
     kernel, by = _kernel(w, geometry), [axis.input_dilation for axis in geometry.axes]
     places = [axis.output for axis in axes]
-    order = (0, *(n for i in range(rank) for n in (1 + i, 1 + rank + i)), 1 + 2 * rank)
+    order = (0, *(n for i in range(rank) for n in (1 + i, 2 + rank + i)), 1 + rank, 2 + 2 * rank)
 
     def run(x: jax.Array) -> jax.Array:
-        z = inner(x, kernel, Geometry(axes), precision, dtype)
-        y = z.reshape(x.shape[0], *places, *by, out).transpose(order)
+        z = inner(x, kernel, Geometry(axes, groups), precision, dtype)
+        y = z.reshape(x.shape[0], *places, groups, *by, out // groups).transpose(order)
         y = y.reshape(x.shape[0], *(n * e for n, e in zip(places, by, strict=True)), out)
         stops = (start + n for start, n in zip(starts, geometry.output, strict=True))
         return lax.slice(y, (0, *starts, 0), (x.shape[0], *stops, out))

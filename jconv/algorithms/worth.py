@@ -393,6 +393,10 @@ def subpixel_wins(problem: Problem) -> bool:
     outputs that fill its rows; shuffling costs a third of one, folding one.
     """
     geometry, out = problem.geometry, problem.out
+    if not phases.applies(geometry):  # too many: what is left multiplies by zeros, or folds what leaves the caches
+        return problem.inexact
+    if geometry.groups > 1:
+        return False
     if geometry.rank > 2:  # else lax's, a thousand times slower: the gradient of a 7x7x7 first layer took 38 s
         folded = problem.real and folded_wins(problem)
         return problem.inexact and geometry.axes[0].input_dilation > 1 and not folded and not phases_win(problem)
@@ -403,9 +407,7 @@ def subpixel_wins(problem: Problem) -> bool:
     ours = subpixel.waste(geometry) * seconds / rate(subpixel.phases(geometry) * out) + 0.3
     if folded_wins(problem):
         return ours < 1 + seconds
-    if phases.applies(geometry):
-        return phases_win(problem) and 1.2 * ours < seconds / rate(out) + 0.3
-    return True
+    return phases_win(problem) and 1.2 * ours < seconds / rate(out) + 0.3
 
 
 def phases_win(problem: Problem) -> bool:

@@ -19,6 +19,8 @@ LAYERS = [  # y, kernel, options of conv_transpose
     ((1, 2, 2, 1), (16, 16, 2, 1), {"strides": 8, "padding": 4}),
     ((3, 6, 2), (9, 4, 2), {"strides": 4, "padding": ((1, 2),), "output_padding": 3}),
     ((1, 2, 3, 2, 2), (3, 2, 2, 3, 2), {"strides": 2}),
+    ((2, 3, 4, 6), (4, 5, 2, 6), {"strides": (2, 3), "feature_group_count": 3}),
+    ((1, 2, 3, 3), (32, 20, 1, 3), {"strides": (16, 10), "padding": ((8, 8), (5, 5)), "feature_group_count": 3}),
 ]
 
 
@@ -41,8 +43,9 @@ def test_where_it_is_chosen():
     """Where phases have few outputs or are very many, and nearly every tap of the joined windows is one of the kernel's."""
     shape = lambda *dims: jax.ShapeDtypeStruct(dims, "float32")
 
-    def chosen(x, k, strides, padding=0):
-        found = jconv.explain(shape(*x), shape(*k), strides=strides, padding=padding, platform="cpu")
+    def chosen(x, k, strides, padding=0, groups=1):
+        how = {"strides": strides, "padding": padding, "feature_group_count": groups, "platform": "cpu"}
+        found = jconv.explain(shape(*x), shape(*k), **how)
         return found["input_grad"].algorithm
 
     assert chosen((1, 416, 416, 21), (64, 64, 21, 21), 32) == "subpixel"  # 1,024 phases
@@ -52,6 +55,9 @@ def test_where_it_is_chosen():
     assert chosen((128, 32, 32, 16), (3, 3, 16, 32), 2, 1) == "phases"  # 16 products where 9 are needed
     assert chosen((4, 224, 224, 3), (7, 7, 3, 64), 2, 3) == "columns"  # 12 outputs are few too
     assert chosen((2, 16000, 1), (10, 1, 512), 5) != "subpixel"
+    assert chosen((2, 16000, 1), (1024, 1, 514), 256) == "subpixel"
+    assert chosen((1, 416, 416, 21), (64, 64, 1, 21), 32, groups=21) == "subpixel"  # FCN-32's bilinear up-sampling
+    assert chosen((1, 264, 264, 21), (16, 16, 1, 21), 8, groups=21) == "phases"
 
 
 def test_what_applies():
