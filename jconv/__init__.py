@@ -3,7 +3,6 @@
 import importlib
 import typing
 
-from jconv import lax
 from jconv.adaptive import adaptive_avg_pool, adaptive_max_pool, global_avg_pool, global_max_pool, max_unpool
 from jconv.convolution import (
     conv,
@@ -17,12 +16,13 @@ from jconv.convolution import (
 )
 from jconv.patches import fold, unfold
 from jconv.pooling import avg_pool, lp_pool, max_pool, min_pool, sum_pool
-from jconv.rewrite import accelerate, accelerated, automatic, report
 
 if typing.TYPE_CHECKING:
+    from jconv import lax
     from jconv.autotuning import autotune
     from jconv.comparison import compare
     from jconv.explanation import explain
+    from jconv.rewrite import accelerate, accelerated, automatic, report
     from jconv.tuning import Tuning
 
 __all__ = [
@@ -58,12 +58,17 @@ __all__ = [
 ]
 
 
-# What a training run seldom or never calls: imported when it is first asked for.
+# What a program may never ask for: imported when it first does.
 _LATER = {
     "Tuning": "jconv.tuning",
+    "accelerate": "jconv.rewrite",
+    "accelerated": "jconv.rewrite",
+    "automatic": "jconv.rewrite",
     "autotune": "jconv.autotuning",
     "compare": "jconv.comparison",
     "explain": "jconv.explanation",
+    "lax": "jconv.lax",
+    "report": "jconv.rewrite",
 }
 
 
@@ -71,7 +76,8 @@ def __getattr__(name: str) -> typing.Any:
     """Import what stands in _LATER."""
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found = getattr(importlib.import_module(_LATER[name]), name)
+    module = importlib.import_module(_LATER[name])
+    globals()[name] = found = module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
     return found
 
 
