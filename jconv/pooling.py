@@ -127,7 +127,9 @@ def geometry_of(
     if ceil_mode and any(high < 0 for _, high in pads):
         # What a negative padding crops is gone, and a window that sticks out must not see it.
         kept = tuple(max(0, n + min(high, 0)) for n, (_, high) in zip(space, pads, strict=True))
-        space, pads = kept, [(low, max(high, 0)) for low, high in pads]
+        # One of more than the input has crops the padding before it too.
+        pads = [(low + min(0, n + min(high, 0)), max(high, 0)) for n, (low, high) in zip(space, pads, strict=True)]
+        space = kept
     count = geo.places_ceil if ceil_mode else geo.places
     geometry = geo.sliding(fun, space, window, strides, tuple(pads), dilation, count=count)
     return geometry, values, kept, tuple((-low, n + high) for n, (low, high) in zip(space, pads, strict=True))

@@ -479,3 +479,19 @@ def test_max_unpool_drops_what_is_outside():
     two = jnp.stack([indices, far])
     out = jax.vmap(jax.jit(f), (None, 0))(y, two)
     assert out[:, 0, :, 0].tolist() == [[3, 0, 2, 0], [3, 0, 0, 0]]
+
+
+def test_ceil_mode_with_padding_that_crops_more_than_the_input():
+    """What is left of an axis is padding before the input: as many places as the oracle has, and sums of nothing."""
+    x = np.ones((2, 3, 1, 1))
+    for padding in (((0, 0), (2, -2)), ((1, -5), (3, -1)), ((5, -4), (2, -1))):
+        options = {"padding": padding, "ceil_mode": True}
+        try:
+            want = reference.sum_pool(x, (1, 1), **options)
+        except ValueError:
+            want = np.zeros(0)
+        if want.size == 0:
+            with pytest.raises(ValueError, match="the window does not fit"):
+                jconv.sum_pool(x, (1, 1), **options)
+        else:
+            np.testing.assert_array_equal(jconv.sum_pool(x, (1, 1), **options), want)
