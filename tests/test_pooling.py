@@ -481,17 +481,18 @@ def test_max_unpool_drops_what_is_outside():
     assert out[:, 0, :, 0].tolist() == [[3, 0, 2, 0], [3, 0, 0, 0]]
 
 
-def test_ceil_mode_with_padding_that_crops_more_than_the_input():
-    """What is left of an axis is padding before the input: as many places as the oracle has, and sums of nothing."""
-    x = np.ones((2, 3, 1, 1))
-    for padding in (((0, 0), (2, -2)), ((1, -5), (3, -1)), ((5, -4), (2, -1))):
-        options = {"padding": padding, "ceil_mode": True}
-        try:
-            want = reference.sum_pool(x, (1, 1), **options)
-        except ValueError:
-            want = np.zeros(0)
-        if want.size == 0:
-            with pytest.raises(ValueError, match="the window does not fit"):
-                jconv.sum_pool(x, (1, 1), **options)
-        else:
-            np.testing.assert_array_equal(jconv.sum_pool(x, (1, 1), **options), want)
+@pytest.mark.parametrize(
+    ("padding", "places"),
+    [(((0, 0), (2, -2)), (2, 1)), (((5, -4), (2, -1)), (3, 2)), (((1, 0), (4, -3)), (3, 2)), (((0, 0), (1, -2)), None)],
+)
+def test_ceil_mode_with_padding_that_crops_more_than_the_input(padding, places):
+    """What is left of an axis is padding before the input: as many places as the oracle has."""
+    x, options = np.ones((1, 2, 1, 1)), {"padding": padding, "ceil_mode": True}
+    if places is None:
+        with pytest.raises(ValueError, match="the window does not fit on spatial axis 1"):
+            jconv.sum_pool(x, (1, 1), **options)
+        return
+    for ours, oracle in ((jconv.sum_pool, reference.sum_pool), (jconv.avg_pool, reference.avg_pool)):
+        y = ours(x, (1, 1), **options)
+        assert y.shape == (1, *places, 1)
+        np.testing.assert_array_equal(y, oracle(x, (1, 1), **options))
