@@ -10,6 +10,7 @@ what a layer keeps for the backward pass is divided. Normalisations take their s
 
 import functools
 import types
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,12 +23,15 @@ from experiments.train.sharding import AXIS, ROWS, Layout
 def divided(model: types.ModuleType, layout: Layout, image_shape: tuple[int, ...], width: float) -> types.ModuleType:
     """The model as the steps of a layout run it: itself, where no height is divided.
 
+    Its `apply` is of whole images, `apply_rows` of a device's rows, inside a shard_map.
+
     Raises:
       ValueError: the devices cannot share the rows of some layer evenly.
     """
     if layout.spatial == 1:
         return model
-    apply = functools.partial(_apply, model, layout)
+    apply_rows = functools.partial(model.apply, axis_name=(AXIS, ROWS), rows=ROWS)
+    apply = functools.partial(_apply, apply_rows, layout)
     try:
         params, state = jax.eval_shape(lambda: model.init(jax.random.key(0), image_shape, 2, width=width))
         images = jax.ShapeDtypeStruct((layout.rows(1), *image_shape), jnp.float32)
@@ -35,12 +39,12 @@ def divided(model: types.ModuleType, layout: Layout, image_shape: tuple[int, ...
     except ValueError as error:
         raise ValueError(f"spatial={layout.spatial}: {error}") from error
     found = types.ModuleType(model.__name__)
-    vars(found).update(vars(model) | {"apply": apply})
+    vars(found).update(vars(model) | {"apply": apply, "apply_rows": apply_rows})
     return found
 
 
 def _apply(
-    model: types.ModuleType,
+    apply_rows: Callable[..., tuple[jax.Array, Any]],
     layout: Layout,
     params: Any,
     state: Any,
@@ -54,7 +58,7 @@ def _apply(
     assert mesh is not None
     if height % layout.spatial:
         raise ValueError(f"must divide the {height} rows of an image")
-    part = functools.partial(model.apply, train=train, dtype=dtype, axis_name=(AXIS, ROWS), rows=ROWS)
+    part = functools.partial(apply_rows, train=train, dtype=dtype)
     whole, batch = PartitionSpec(), PartitionSpec(AXIS)
     images = jax.lax.with_sharding_constraint(images, NamedSharding(mesh, batch))
     mapped = jax.shard_map(

@@ -32,7 +32,7 @@ from jax.sharding import PartitionSpec
 import jconv
 from experiments.train import data
 from experiments.train.settings import Settings
-from experiments.train.sharding import AXIS, ONE_DEVICE, Layout
+from experiments.train.sharding import AXIS, ONE_DEVICE, ROWS, Layout
 
 LOOKAHEAD_STEPS = 5
 LOOKAHEAD_DECAY = 0.95**LOOKAHEAD_STEPS
@@ -150,20 +150,26 @@ def mirrored(images: jax.Array, mirror: jax.Array) -> jax.Array:
 
 
 def make_loss(
-    settings: Settings, model: types.ModuleType, axis_name: str | None = None
+    settings: Settings, model: types.ModuleType, axes: tuple[str, ...] = ()
 ) -> Callable[..., tuple[jax.Array, Any]]:
     """loss(params, state, images, labels) -> (mean cross-entropy, (state, share of images right)).
 
-    With `axis_name`, an axis of shard_map, the images are a device's, and so is the loss; normalisation is over all.
+    With `axes` of shard_map, the images are a device's, and so is the loss; normalisation is over all. Where ROWS is
+    one of them a device has some rows of its images, and the loss is that of the devices that share them.
     """
-    over = {} if axis_name is None else {"axis_name": axis_name}
+    apply = model.apply
+    if axes:
+        apply = model.apply_rows if ROWS in axes else functools.partial(apply, axis_name=AXIS)
 
     def loss(params: Any, state: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
-        logits, state = model.apply(params, state, images, train=True, dtype=jnp.dtype(settings.dtype), **over)
+        logits, state = apply(params, state, images, train=True, dtype=jnp.dtype(settings.dtype))
         with jax.named_scope("loss"):
             wanted = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), settings.label_smoothing)
             value = optax.softmax_cross_entropy(logits, wanted).mean()
-        return value, (state, jnp.mean(logits.argmax(-1) == labels))
+        right = jnp.mean(logits.argmax(-1) == labels)
+        # Devices that share images have the same logits, each of its own copy of the last layers' parameters.
+        value, right = lax.pmean((value, right), ROWS) if ROWS in axes else (value, right)
+        return value, (state, right)
 
     if settings.remat:  # keep what stands between blocks, compute what is inside them again
         loss = jax.checkpoint(loss, policy=jax.checkpoint_policies.save_only_these_names("block"))  # pyright: ignore
@@ -204,10 +210,9 @@ def make_gradients(
 
     On several devices each adds up the gradients of its own parts, and the sums are added over the devices once.
     """
-    apart = settings.accumulate > 1 and layout.mesh is not None and layout.spatial == 1
-    axis_name = AXIS if apart else None
-    own = lambda tree: jax.lax.pcast(tree, AXIS, to="varying") if apart else tree
-    graded = jax.value_and_grad(by_rules(make_loss(settings, model, axis_name), rules), has_aux=True)
+    axes = layout.mesh.axis_names if settings.accumulate > 1 and layout.mesh is not None else ()
+    own = lambda tree, *axes: lax.pcast(tree, axes, to="varying") if axes else tree
+    graded = jax.value_and_grad(by_rules(make_loss(settings, model, axes), rules), has_aux=True)
 
     def gradients(params: Any, state: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any, Any, Any]:
         if settings.accumulate == 1:
@@ -215,23 +220,27 @@ def make_gradients(
             return loss, state, accuracy, grads
         # Every so-manieth image is of one part, so that devices that share the batch share every part.
         split = lambda x: x.reshape(-1, settings.accumulate, *x.shape[1:]).swapaxes(0, 1)
-        params = own(params)  # else every part's gradients would be added up over the devices
+        params = own(params, *axes)  # else every part's gradients would be added up over the devices
 
         def part(carry: Any, some: Any) -> tuple[Any, None]:
             state, *sums = carry
             (loss, (state, accuracy)), grads = graded(params, state, *some)
             return (state, *jax.tree.map(jnp.add, tuple(sums), (loss, accuracy, grads))), None
 
-        zeros = own((jnp.float32(0), jnp.float32(0))), jax.tree.map(jnp.zeros_like, params)
-        (state, *sums), _ = lax.scan(part, (state, *zeros[0], zeros[1]), (split(images), split(labels)))
-        sums = lax.pmean(sums, AXIS) if apart else sums
-        loss, accuracy, grads = jax.tree.map(lambda total: total / settings.accumulate, sums)
-        return loss, state, accuracy, grads
+        zeros = own((jnp.float32(0), jnp.float32(0)), *axes[:1])
+        first = (state, *zeros, jax.tree.map(jnp.zeros_like, params))
+        (state, *means, grads), _ = lax.scan(part, first, (split(images), split(labels)))
+        parts = settings.accumulate
+        if axes:
+            means, parts = lax.pmean(means, AXIS), parts * layout.count // layout.spatial
+            grads = lax.psum(grads, axes)
+        loss, accuracy = (total / settings.accumulate for total in means)
+        return loss, state, accuracy, jax.tree.map(lambda total: total / parts, grads)
 
-    if not apart:
+    if not axes:
         return gradients
-    whole, batch = PartitionSpec(), PartitionSpec(AXIS)
-    return jax.shard_map(gradients, mesh=layout.mesh, in_specs=(whole, whole, batch, batch), out_specs=whole)
+    whole, labels, images = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(*axes)
+    return jax.shard_map(gradients, mesh=layout.mesh, in_specs=(whole, whole, images, labels), out_specs=whole)
 
 
 def make_step(
