@@ -398,9 +398,9 @@ class Run:
         kept = f"the checkpoint of step {last[-1]} is kept" if last else "no checkpoint was due before"
         return f"step {done + 1} ({rules}): the loss or its gradient is not finite; {layer}; {kept}"
 
-    def finish(self) -> dict[str, dict[str, Any]]:
-        """Writes the files and lines of the end; what each training came to, by its rules."""
-        results, dataset = {}, self.plan.dataset
+    def finish(self) -> None:
+        """Writes the files and lines of the end."""
+        dataset = self.plan.dataset
         for number, training in enumerate(self.trainings):
             accuracy, loss, logits = test(training.final_evaluate, training.state, dataset.test, self.plan.layout)
             values = {
@@ -422,8 +422,6 @@ class Run:
                     files.save_predictions(path, split.images, split.labels, logits, **moments)
             assert training.lines is not None
             training.lines.write(final=True, **values)
-            results[training.rules] = values
-        return results
 
     def close(self) -> None:
         """Waits for the last checkpoint and closes every file."""
@@ -489,8 +487,9 @@ def _run(settings: Settings, layout: sharding.Layout, folder: Path, console: Con
         stack.callback(going.close)
         with signals(going.stop):
             ended = going.train()
-        results = going.finish() if ended else {}
-    if results and sharding.leads():
-        console.print(shown.table(f"{settings.model} on {settings.data}", results))
-    if results and sharding.leads() and settings.report:
+        if ended:
+            going.finish()
+    if ended and sharding.leads():
+        console.print(report.table.table(report.read(folder)))
+    if ended and sharding.leads() and settings.report:
         console.print(f"report: {report.write(folder)}", markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a run shows: a bar with loss, accuracy, speed and time left, or plain lines; a table at its end."""
+"""What a run shows: a bar with loss, accuracy, speed and time left, or plain lines."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,7 +6,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 
 class Shown:
@@ -49,22 +48,3 @@ class Shown:
                 yield
             finally:
                 self._bar = self._task = None
-
-
-def table(title: str, results: dict[str, dict[str, Any]]) -> Table:
-    """The trainings side by side, a column each."""
-    shown = Table("", *results, title=title)
-    rows = (
-        ("steps", "step", "{}"),
-        ("last training loss", "loss", "{:.4f}"),
-        ("test loss", "test_loss", "{:.4f}"),
-        ("test accuracy", "test_accuracy", "{:.2%}"),
-        ("images a second", "images_per_second", "{:.0f}"),
-        ("seconds in steps", "seconds", "{:.1f}"),
-    )
-    for name, key, form in rows:
-        shown.add_row(name, *(form.format(each[key]) for each in results.values()))
-    if len(results) > 1:
-        jconv, automatic = results.values()
-        shown.add_row("jconv is faster", f"{automatic['seconds'] / jconv['seconds']:.2f} times", "")
-    return shown

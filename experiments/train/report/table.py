@@ -53,6 +53,7 @@ def _figures(log: Log) -> Mapping[str, str]:
         "steps": f"{(final or {}).get('step', last):,}",
         "epochs": f"{len(log.epochs)}",
         "final loss": of("loss", lambda value: f"{value:.4f}"),
+        "test loss": of("test_loss", lambda value: f"{value:.4f}"),
         "test accuracy": of("test_accuracy", lambda value: f"{value:.2%}"),
         "best test accuracy": "not reached"
         if best is None

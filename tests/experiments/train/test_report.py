@@ -131,7 +131,7 @@ def test_table(both):
     rows = {row[0]: row[1:] for row in table.rows(report.read(both[0]))}
     assert rows["parameters"] == ("428", "")  # 3*3*3*4 + 3*3*4*8 + 8*4
     assert rows["steps"] == ("60", "60") and rows["epochs"] == ("3", "3")
-    assert rows["test accuracy"] == ("75.00%", "75.00%")
+    assert rows["test accuracy"] == ("75.00%", "75.00%") and len(rows["test loss"]) == 2
     assert rows["best test accuracy"][0].endswith("epoch 3")
     assert rows["time"] == ("3 min 20 s", "3 min 20 s")
     assert rows["speed, hand-written / automatic"] == ("1.50", "")
