@@ -3,8 +3,8 @@
     z[t, o, n, a] = sum over c of w[t, c, o] x[n, a, c]            one matrix product: each tap's share of each element
     y[p] = sum over t of z[t, a] where p = a*e + low - t*d         each share added where it belongs (stride 1)
 A direct convolution gathers taps * in values for each result and uses each once when there is one output channel; this
-reads x once. The fold runs tap by tap on one image or a few, whose shares stay in cache. Cost: the multiply-adds of the
-convolution, none over inserted zeros, and taps * out additions for each element of x.
+reads x once. The fold runs tap by tap on an image or a few, or on a band of a large one, whose shares stay in cache.
+Cost: the multiply-adds of the convolution, none over inserted zeros, and taps * out additions for each element of x.
 """
 
 import math
@@ -26,33 +26,48 @@ def applies(geometry: Geometry) -> bool:
 
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
-    batch, space, out = x.shape[0], geometry.input, w.shape[-1]
+    batch, (length, *space), out = x.shape[0], geometry.input, w.shape[-1]
     rows = w.reshape(geometry.taps, w.shape[-2], out).swapaxes(1, 2).reshape(geometry.taps * out, w.shape[-2])
-    fold = _Fold(geometry)
-    shares = geometry.taps * out * math.prod(space) * jnp.dtype(dtype).itemsize
-    images = windows.images_at_once(batch, shares, CHUNK_BYTES)
+    shares = geometry.taps * out * math.prod(space) * jnp.dtype(dtype).itemsize  # of a place of the first axis
+    band = max(1, min(length, CHUNK_BYTES // max(1, shares)))
+    bands = -(-length // band)
+    band = -(-length // bands)
+    fold = _Fold(geometry, bands * band)
+    images = windows.images_at_once(batch, length * shares, CHUNK_BYTES)
 
     def run(x: jax.Array) -> jax.Array:
-        flat = x.reshape(-1, x.shape[-1])
-        z = lax.dot_general(rows, flat, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=dtype)
-        return fold(z.reshape(geometry.taps, out, x.shape[0], *space))
+        missing = bands * band - length
+        if missing:
+            x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (0, missing, 0), *((0, 0, 0) for _ in (*space, out))))
+
+        def add(index: Any, total: jax.Array) -> jax.Array:
+            flat = lax.dynamic_slice_in_dim(x, index * band, band, axis=1).reshape(-1, x.shape[-1])
+            z = lax.dot_general(rows, flat, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=dtype)
+            return fold.add(z.reshape(geometry.taps, out, x.shape[0], band, *space), index * band, total)
+
+        total = fold.zeros(out, x.shape[0], dtype)
+        return fold.interleaved(add(0, total) if bands == 1 else lax.fori_loop(0, bands, add, total))
 
     return windows.by_images(run, x, images)
 
 
 class _Fold:
-    """Adds shares (taps, out, batch, *input) where they belong; dilated results are kept by phase until the end."""
+    """Adds shares (taps, out, batch, *input) where they belong; dilated results are kept by phase until the end.
 
-    def __init__(self, geometry: Geometry):
+    The first axis of the input is `length` long, as much as it has or more, and may come in bands.
+    """
+
+    def __init__(self, geometry: Geometry, length: int):
         self.geometry = geometry
         offsets = []
         for axis in geometry.axes:
             at = axis.low - np.arange(axis.window) * axis.dilation  # place of input 0 under each tap
             offsets.append((at % axis.input_dilation, at // axis.input_dilation))
         self.before = [max(0, int(-quotient.min())) for _, quotient in offsets]
+        inputs = (length, *geometry.input[1:])
         self.length = [
-            max(int(quotient.max()) + axis.input, -(-axis.output // axis.input_dilation)) + before
-            for (_, quotient), axis, before in zip(offsets, geometry.axes, self.before, strict=True)
+            max(int(quotient.max()) + n, -(-axis.output // axis.input_dilation)) + before
+            for (_, quotient), n, axis, before in zip(offsets, inputs, geometry.axes, self.before, strict=True)
         ]
         taps = np.meshgrid(*(np.arange(axis.window) for axis in geometry.axes), indexing="ij")
         phase = np.stack([o[0][t.ravel()] for o, t in zip(offsets, taps, strict=True)], axis=1)
@@ -61,22 +76,26 @@ class _Fold:
         self.phase = np.ravel_multi_index(tuple(phase.T), self.dilations).astype(np.int32)
         self.start = start.astype(np.int32)
 
-    def __call__(self, z: jax.Array) -> jax.Array:
+    def zeros(self, out: int, batch: Any, dtype: Any) -> jax.Array:
+        """Where shares are added up."""
+        return jnp.zeros((math.prod(self.dilations), out, batch, *self.length), dtype)
+
+    def add(self, z: jax.Array, first: Any, total: jax.Array) -> jax.Array:
+        """`total` with the shares of a band added, whose first place along the first axis is `first`."""
         _, out, batch, *space = z.shape
-        rank = len(space)
-        total = jnp.zeros((math.prod(self.dilations), out, batch, *self.length), z.dtype)
         phase, start, zero = jnp.asarray(self.phase), jnp.asarray(self.start), jnp.int32(0)
+        first = jnp.asarray(first, jnp.int32)
 
         def add(t: jax.Array, total: jax.Array) -> jax.Array:
-            at = (phase[t], zero, zero, *(start[t, i] for i in range(rank)))
+            at = (phase[t], zero, zero, start[t, 0] + first, *(start[t, i] for i in range(1, len(space))))
             here = lax.dynamic_slice(total, at, (1, out, batch, *space))
             return lax.dynamic_update_slice(total, here + lax.dynamic_index_in_dim(z, t, 0), at)
 
-        total = lax.fori_loop(0, z.shape[0], add, total)
-        return self._interleave(total, out, batch)
+        return lax.fori_loop(0, z.shape[0], add, total)
 
-    def _interleave(self, total: jax.Array, out: int, batch: int) -> jax.Array:
+    def interleaved(self, total: jax.Array) -> jax.Array:
         """(phases, out, batch, *length) to (batch, *output, out)."""
+        _, out, batch, *_ = total.shape
         rank = len(self.length)
         total = total.reshape(*self.dilations, out, batch, *self.length)
         order = [rank + 1]

@@ -35,6 +35,22 @@ def lax_kernel_grad(batch: Any, geometry: Geometry, channels: int, out: int) -> 
     return flops(batch, geometry, channels, out) / (CORE * CORES * 0.45)
 
 
+def lax_of_few(geometry: Geometry, channels: int, out: int) -> float:
+    """One place of a plane's lax convolution of fewer outputs than fill a block; those that fill no vector cost double.
+
+    And up to 16 channels as much as 60 do.
+    """
+    times = 1.0 if out <= 4 or channels <= 16 else 1.9 if out < 8 else 3.5
+    return 1e-9 * times * (40 + 0.5 * channels + 0.085 * geometry.taps * (60 if channels <= 16 else channels))
+
+
+def columns(batch: Any, geometry: Geometry, channels: int, out: int, at_once: float) -> float:
+    """One place of a product of all taps and a fold of the shares of `at_once` places, a tap at a time."""
+    images = batch if isinstance(batch, int) else 1
+    places = max(1, min(at_once, images * math.prod(geometry.input)))
+    return 1e-9 * geometry.taps * (out * (0.7 + 0.028 * channels) + 2500 / places)
+
+
 def winograd(batch: Any, geometry: Geometry, channels: int, out: int, tiles: int) -> float:
     """16 products of (tiles, in) with (in, out), four additions for each of their operands and results."""
     images = batch if isinstance(batch, int) else 1

@@ -8,6 +8,7 @@ Arithmetic from geometry.py's relation.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +17,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jconv.algorithms import windows
 from jconv.geometry import Axis, Geometry
 
 PHASES = 64  # most phases, and so convolutions, that one program spells out
+MOST_BYTES = 24 << 20  # of the result of all images, beyond which some
+FEW_BYTES = 8 << 20  # of it are taken at a time
 
 
 def applies(geometry: Geometry) -> bool:
@@ -66,7 +70,19 @@ Convolve = Callable[[jax.Array, jax.Array, Geometry, Any, Any], jax.Array]
 
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Convolve) -> jax.Array:
-    """`inner` computes each phase; it is given geometries without input dilation."""
+    """`inner` computes each phase; it is given geometries without input dilation.
+
+    Groups, of which each phase is a few sums, a few images at a time: phases of all would be mapped anew in each call.
+    """
+    run = functools.partial(_convolve, geometry=geometry, precision=precision, dtype=dtype, inner=inner)
+    each = math.prod(geometry.output) * w.shape[-1] * jnp.dtype(dtype).itemsize
+    if geometry.groups == 1 or windows.images_at_once(x.shape[0], each, MOST_BYTES) is None:
+        return run(x, w)
+    images = windows.images_at_once(x.shape[0], each, FEW_BYTES)
+    return windows.by_images(lambda x: windows.apart(run, x, w), x, images)  # written in place they are on one core
+
+
+def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Convolve) -> jax.Array:
     index = next((i for i, axis in enumerate(geometry.axes) if axis.input_dilation > 1), None)
     if index is None:
         return inner(x, w, geometry, precision, dtype)
@@ -78,7 +94,7 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
         if phase is not None and length:
             part = lax.slice_in_dim(w, phase.tap, None, phase.taps, axis=index)
             axes = (*geometry.axes[:index], phase.axis, *geometry.axes[index + 1 :])
-            y = convolve(x, part, dataclasses.replace(geometry, axes=axes), precision, dtype, inner)
+            y = _convolve(x, part, dataclasses.replace(geometry, axes=axes), precision, dtype, inner)
         else:
             output = (*geometry.output[:index], 0, *geometry.output[index + 1 :])
             y = jnp.zeros((x.shape[0], *output, w.shape[-1]), dtype)

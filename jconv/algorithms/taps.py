@@ -4,9 +4,10 @@
     dw[t, c, o] = sum over n, p of x[n, a, c] g[n, p, o]    one product a tap, added up row after row
 XLA fuses the sum into one loop that reads each shifted input once; lax runs a depthwise convolution 10 to 100 times
 slower on a CPU. Cost: the convolution's multiply-adds, as elementwise operations, and one padded copy of the input. The
-program grows with the taps written out, so beyond UNROLLED of them only the last axis' taps are.
+program grows with the taps written out, so beyond UNROLLED of them only the last axis' taps are, or runs of these.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -21,18 +22,43 @@ from jconv.geometry import Geometry
 
 UNROLLED = 64  # multiply-adds written out in one program; beyond it the leading axes' taps run in a loop
 
+MOST_BYTES = 12 << 20  # of the padded images: of those of two products a part, or all, is mapped anew in each call
+FEW_BYTES = 8 << 20  # of some of them
+MOVED = 16  # taps up to which a part of the result is computed where it is written, on one core: moving it takes longer
+CHUNK_BYTES = 4 << 20  # of the padded images of one step of a kernel gradient
 SUM_BYTES = 1 << 20  # of the sums of a kernel gradient; a core's second-level cache
 SHORTEST = 8  # places of a run, if there are as many
 
 
 def applies(geometry: Geometry, channels: int, out: int) -> bool:
     groups, each = geometry.groups, channels // geometry.groups
-    narrow = min(channels, out) == groups and geometry.axes[-1].window * each <= UNROLLED
-    return narrow and (groups > 1 or channels == 1)
+    return min(channels, out) == groups and each <= UNROLLED and (groups > 1 or channels == 1)
+
+
+def _at_once(window: int, each: int) -> int:
+    """How many taps of the last axis, of `each` channels, are written out: all, or runs as even as can be."""
+    return -(-window // -(-window * each // UNROLLED))
 
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     del precision  # elementwise products are exact to the dtype
+    run = functools.partial(_convolve, geometry=geometry, dtype=dtype)
+    mapped = _images(x, geometry, x.shape[-1], dtype, MOST_BYTES) is not None
+    images = _images(x, geometry, x.shape[-1], dtype, FEW_BYTES) if mapped else None
+    if images is None:
+        return run(x, w)
+    if geometry.taps > MOVED:
+        return windows.by_images(lambda x: windows.apart(run, x, w), x, images)
+    return windows.by_images(lambda x: run(x, w), x, images)
+
+
+def _images(x: jax.Array, geometry: Geometry, channels: int, dtype: Any, most: int) -> int | None:
+    """Images whose padded copy takes so many bytes, None for all."""
+    each = math.prod(map(windows.padded_length, geometry.axes)) * channels
+    return windows.images_at_once(x.shape[0], each * jnp.dtype(dtype).itemsize, most)
+
+
+def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, dtype: Any) -> jax.Array:
     groups, each, out = geometry.groups, w.shape[-2], w.shape[-1]
     padded, w = windows.pad(x.astype(dtype), geometry), w.astype(dtype)
 
@@ -49,23 +75,32 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
         return functools.reduce(lax.add, parts).reshape(x.shape[0], *geometry.output, out)
 
     *lead, last = geometry.axes
-    shape = (x.shape[0], *((axis.output - 1) * axis.stride + 1 for axis in lead), *padded.shape[-2:])
-    rows = w.reshape(-1, *w.shape[-3:])
+    at_once = _at_once(last.window, each)
+    runs = -(-last.window // at_once)
+    more = runs * at_once - last.window  # taps of zeros, so that all runs are alike
+    w = lax.pad(w, jnp.zeros((), dtype), [(0, 0, 0)] * len(lead) + [(0, more, 0), (0, 0, 0), (0, 0, 0)])
+    beyond = [(0, 0, 0)] * (padded.ndim - 2) + [(0, more * last.dilation, 0), (0, 0, 0)]
+    padded = lax.pad(padded, jnp.zeros((), dtype), beyond)
+    width = (last.output - 1) * last.stride + 1
+    seen = width + (at_once - 1) * last.dilation
+    shape = (x.shape[0], *((axis.output - 1) * axis.stride + 1 for axis in lead), seen, padded.shape[-1])
+    rows = w.reshape(-1, at_once, *w.shape[-2:])
 
     def under(padded: jax.Array, rows: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The input under a row of taps, and this row of the kernel."""
-        place = jnp.unravel_index(index, [axis.window for axis in lead])
+        """The input under a run of taps, and these taps of the kernel."""
+        *place, run = jnp.unravel_index(index, [*(axis.window for axis in lead), runs])
         at = [t * axis.dilation for t, axis in zip(place, lead, strict=True)]
-        here = lax.dynamic_slice(padded, (0, *at, 0, 0), shape)
+        here = lax.dynamic_slice(padded, (0, *at, run * at_once * last.dilation, 0), shape)
         here = lax.slice(here, (0,) * here.ndim, here.shape, (1, *(axis.stride for axis in lead), 1, 1))
         return here, lax.dynamic_index_in_dim(rows, index, keepdims=False)
 
     def add(index: jax.Array, total: jax.Array) -> jax.Array:
-        here, row = windows.apart(under, padded, rows, index)  # an index inside of the sum keeps it from being a vector
-        width = (last.output - 1) * last.stride + 1
-        for t in range(last.window):
+        here, taken = windows.apart(
+            under, padded, rows, index
+        )  # an index inside of the sum keeps it from being a vector
+        for t in range(at_once):
             shifted = lax.slice_in_dim(here, t * last.dilation, t * last.dilation + width, last.stride, axis=-2)
-            total = total + product(shifted, row[t])
+            total = total + product(shifted, taken[t])
         return total
 
     zeros = jnp.zeros((x.shape[0], *geometry.output, groups, out // groups), dtype)
@@ -75,12 +110,38 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
 
 def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     """Run after run of places of the last axis: each tap's products are added up over the runs, then along the run."""
+    *lead, last = geometry.axes
+    at_once = _at_once(last.window, 1)
+    if at_once < last.window:
+        return _runs_of_taps(x, g, geometry, at_once, precision, dtype)
     del precision
     groups, batch, out = geometry.groups, x.shape[0], g.shape[-1]
     each, depth = x.shape[-1] // groups, out // groups  # channels in and out of a group; one of them is 1
+    channels = groups * each * depth
+    run = _run_length(last.output, geometry.taps * channels * jnp.dtype(dtype).itemsize)
+    zeros = jnp.zeros((*(axis.window for axis in lead), run, channels), dtype)
+    images = _images(x, geometry, channels, dtype, CHUNK_BYTES)
+
+    def some(index: Any, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        taken = [lax.dynamic_slice_in_dim(array, index * images, images) for array in (x, g)]
+        return _summed(*taken, geometry, run, sums)
+
+    sums = (zeros,) * last.window
+    sums = _summed(x, g, geometry, run, sums) if images is None else lax.fori_loop(0, batch // images, some, sums)
+    dw = jnp.stack([jnp.sum(part, axis=-2, dtype=dtype) for part in sums], axis=-2)  # (*window, channels alike)
+    if each == 1:
+        return dw.reshape(*geometry.window, 1, out)
+    return dw.reshape(*geometry.window, groups, each).swapaxes(-1, -2)
+
+
+def _summed(
+    x: jax.Array, g: jax.Array, geometry: Geometry, run: int, sums: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
+    """`sums` of each tap of the last axis, (*leading taps, run, channels), with the products of some images added."""
+    batch, groups, dtype = x.shape[0], geometry.groups, sums[0].dtype
+    each, depth = x.shape[-1] // groups, g.shape[-1] // groups
     x, g = _alike(windows.pad(x, geometry), each, depth).astype(dtype), _alike(g, depth, each).astype(dtype)
     *lead, last = geometry.axes
-    run = _run_length(last.output, geometry.taps * x.shape[-1] * x.dtype.itemsize)
     runs = -(-last.output // run)
     missing = runs * run - last.output  # places beyond the last, whose g is 0
     widen = lambda array, places: lax.pad(
@@ -111,14 +172,32 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
             sums = add(index * unrolled + i, sums)
         return sums
 
-    zeros = jnp.zeros((*(axis.window for axis in lead), run, x.shape[-1]), dtype)
-    sums = lax.fori_loop(0, total // unrolled, several, (zeros,) * last.window)
+    sums = lax.fori_loop(0, total // unrolled, several, sums)
     for index in range(total - total % unrolled, total) if unrolled > 1 else ():
         sums = add(index, sums)
-    dw = jnp.stack([jnp.sum(part, axis=-2, dtype=dtype) for part in sums], axis=-2)  # (*window, channels alike)
-    if each == 1:
-        return dw.reshape(*geometry.window, 1, out)
-    return dw.reshape(*geometry.window, groups, each).swapaxes(-1, -2)
+    return sums
+
+
+def _runs_of_taps(
+    x: jax.Array, g: jax.Array, geometry: Geometry, at_once: int, precision: Any, dtype: Any
+) -> jax.Array:
+    """The kernel gradient of so many taps of the last axis after the other."""
+    *lead, last = geometry.axes
+    runs, seen = -(-last.window // at_once), (last.output - 1) * last.stride + 1 + (at_once - 1) * last.dilation
+    x = windows.pad(x, geometry)
+    missing = (runs - 1) * at_once * last.dilation + seen - x.shape[-2]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * (x.ndim - 2) + [(0, max(0, missing), 0), (0, 0, 0)])
+    whole = [dataclasses.replace(axis, input=n, low=0) for axis, n in zip(lead, x.shape[1:-2], strict=True)]
+    some = dataclasses.replace(last, input=seen, window=at_once, low=0)
+    inner = dataclasses.replace(geometry, axes=(*whole, some))
+
+    def run(index: jax.Array) -> jax.Array:
+        here = lax.dynamic_slice_in_dim(x, index * at_once * last.dilation, seen, axis=-2)
+        return kernel_grad(here, g, inner, precision, dtype)
+
+    dw = jnp.moveaxis(lax.map(run, jnp.arange(runs)), 0, len(lead))
+    dw = dw.reshape(*dw.shape[: len(lead)], runs * at_once, *dw.shape[-2:])
+    return lax.slice_in_dim(dw, 0, last.window, axis=len(lead))
 
 
 def _run_length(places: int, bytes_each: int) -> int:

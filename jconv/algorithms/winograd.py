@@ -165,7 +165,7 @@ def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dt
         part = _tile_results(_block(x, image, place, some, geometry), forms, (some, columns), product)
         return lax.dynamic_update_slice(y, part[:, :, :width], (image, place, 0, 0))
 
-    return lax.fori_loop(0, batch * blocks, write, jnp.zeros((batch, height, width, out), dtype))
+    return lax.fori_loop(0, batch * blocks, write, windows.unwritten((batch, height, width, out), dtype, x))
 
 
 def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:

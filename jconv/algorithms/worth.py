@@ -36,8 +36,9 @@ SLICED_FLOPS = 200  # a copied element of x, from which the copy is worth it,
 SLICED_FLOPS_OF_FEW = 48  # and with stride 1 where lax gathers at most FEWEST_GATHERED channels one by one,
 STEPPED_FLOPS_OF_FEW = 80  # or with a larger one
 FEWEST_GATHERED = 4
-FOLDED_BYTES = 16 << 20  # of one image's columns: beyond, they leave the caches before they are folded
+FOLDED_BYTES = 16 << 20  # of the columns of an image, dilated or of a volume: beyond, they leave the caches
 FOLDED_BYTES_OF_FEW = 2 << 20  # the same where the taps are few for each output
+MOST_FOLDED = 11  # outputs of a plane; where they fill no vector, since the others run at twice the rate
 LEAST_FOLDED = 16  # taps * outputs along one axis, which are the rows of a product of columns
 MOST_OF_ONE = 32  # taps of one channel up to which a multiply-add a tap is one loop over the result
 SUMMED_FLOPS = 5000  # an element of the result, from which its passes are,
@@ -227,7 +228,7 @@ def small_kernel_grad(problem: Problem) -> str | None:
 
 
 def folded_wins(problem: Problem) -> bool:
-    """Few output channels, so that lax's rows of them are short; one image's columns stay in cache."""
+    """Few output channels, so that lax's rows of them are short; the columns of an image, or a band, stay in cache."""
     geometry, out = problem.geometry, problem.out
     ours = in_double(problem)
     if ours is not None:
@@ -236,6 +237,12 @@ def folded_wins(problem: Problem) -> bool:
         return out <= FEW and geometry.taps > 1 and geometry.taps * out >= LEAST_FOLDED
     if small_dilated(problem):
         return True
+    if geometry.rank == 2 and undilated(problem):
+        if geometry.taps == 1 or out > MOST_FOLDED or (out > 4 and out % 4 == 0):
+            return False
+        at_once = columns.CHUNK_BYTES / (4 * geometry.taps * out)
+        ours = cost.columns(problem.batch, geometry, problem.channels, out, at_once)
+        return ours < cost.lax_of_few(geometry, problem.channels, out)
     few = out <= 4 or (out <= 8 and FEWEST_GATHERED < problem.channels <= 32)
     held = 4 * math.prod(geometry.input) * geometry.taps * out
     least = 8 if not undilated(problem) else 3 if held <= FOLDED_BYTES_OF_FEW else 6  # a dilated fold moves more
