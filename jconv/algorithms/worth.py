@@ -238,7 +238,8 @@ def folded_wins(problem: Problem) -> bool:
     if small_dilated(problem):
         return True
     if geometry.rank == 2 and undilated(problem):
-        if geometry.taps == 1 or out > MOST_FOLDED or (out > 4 and out % 4 == 0):
+        thin = problem.channels <= FEWEST_GATHERED and out > 4  # for lines
+        if geometry.taps == 1 or out > MOST_FOLDED or (out > 4 and out % 4 == 0) or thin:
             return False
         at_once = columns.CHUNK_BYTES / (4 * geometry.taps * out)
         ours = cost.columns(problem.batch, geometry, problem.channels, out, at_once)

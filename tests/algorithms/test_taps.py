@@ -1,5 +1,6 @@
-"""Depthwise windows of more taps than one program writes out: the loop over rows of taps is one of vectors."""
+"""Depthwise windows of more taps than one program writes out, and batches of more images than are padded at once."""
 
+import functools
 import re
 
 import jax
@@ -8,25 +9,80 @@ import pytest
 
 import jconv
 from jconv import reference
-from jconv.algorithms import taps
+from jconv.algorithms import phases, taps
 
 LAYERS = [  # x, kernel, options; the taps of each are more than UNROLLED
     ((2, 12, 11, 3), (9, 9, 1, 3), {"padding": 4}),
     ((1, 9, 8, 4), (9, 8, 1, 8), {"padding": 3, "strides": 2}),
     ((1, 19, 23, 2), (8, 9, 1, 2), {"kernel_dilation": (1, 2), "strides": (2, 1)}),
     ((1, 5, 6, 7, 2), (5, 4, 5, 1, 2), {"padding": 2}),
+    ((2, 90, 3), (75, 1, 3), {"padding": ((37, 37),)}),
+    ((1, 300, 2), (131, 1, 4), {"kernel_dilation": 2, "strides": 3}),
+    ((2, 3, 99, 2), (2, 70, 1, 2), {"padding": ((0, 1), (69, 0))}),
 ]
+OF_GROUPS = ((2, 40, 12), (30, 3, 4), {"feature_group_count": 4, "padding": ((29, 0),)})  # taps * channels
 
 
-@pytest.mark.parametrize(("shape", "kernel", "options"), LAYERS)
+@pytest.mark.parametrize(("shape", "kernel", "options"), [*LAYERS, OF_GROUPS])
 def test_many_taps_are_the_same(shape, kernel, options):
     options = {"feature_group_count": shape[-1], **options}
     rng = np.random.default_rng(0)
     x, k = (rng.integers(-3, 4, s).astype(np.float32) for s in (shape, kernel))
-    assert np.prod(kernel[:-2]) > taps.UNROLLED
-    np.testing.assert_array_equal(
-        jconv.conv(x, k, algorithm={"forward": "taps"}, **options), reference.conv(x, k, **options)
-    )
+    assert np.prod(kernel[:-1]) > taps.UNROLLED
+    form = functools.partial(jconv.conv, algorithm={"forward": "taps", "kernel_grad": "taps"}, **options)
+    y, backward = jax.vjp(form, x, k)
+    g = rng.integers(-3, 4, y.shape).astype(np.float32)
+    np.testing.assert_array_equal(y, reference.conv(x, k, **options))
+    dx, dk = backward(g)
+    np.testing.assert_array_equal(dk, reference.conv_kernel_grad(x, g, kernel, **options))
+    np.testing.assert_array_equal(dx, reference.conv_input_grad(g, k, shape, **options))
+
+
+IMAGES = [  # x, kernel, options
+    ((6, 7, 5, 4), (3, 3, 1, 4), {"padding": 1}),
+    ((6, 8, 9, 4), (3, 5, 1, 8), {"padding": ((0, 1), (2, 1)), "strides": 2}),
+    ((4, 9, 9, 3), (9, 9, 1, 3), {"padding": 4}),
+    ((6, 30, 4), (5, 1, 4), {"padding": ((8, 0),), "kernel_dilation": 2}),
+    ((4, 5, 6, 6), (3, 3, 2, 3), {"padding": 1}),
+]
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize(("shape", "kernel", "options"), IMAGES)
+def test_a_few_images_at_a_time(monkeypatch, shape, kernel, options, images):
+    """All three products: exact, of whole numbers."""
+    options = {"feature_group_count": shape[-1] // kernel[-2], **options}
+    padded = 4 * images * int(np.prod(shape[1:])) * 4  # at least
+    for module in (taps, phases):
+        monkeypatch.setattr(module, "MOST_BYTES", 0)
+        monkeypatch.setattr(module, "FEW_BYTES", padded)
+    monkeypatch.setattr(taps, "CHUNK_BYTES", padded)
+    jax.clear_caches()
+    rng = np.random.default_rng(0)
+    x, k = (rng.integers(-3, 4, s).astype(np.float32) for s in (shape, kernel))
+    y, backward = jax.vjp(functools.partial(jconv.conv, **options), x, k)
+    g = rng.integers(-3, 4, y.shape).astype(np.float32)
+    dx, dk = backward(g)
+    np.testing.assert_array_equal(y, reference.conv(x, k, **options))
+    np.testing.assert_array_equal(dk, reference.conv_kernel_grad(x, g, kernel, **options))
+    np.testing.assert_array_equal(dx, reference.conv_input_grad(g, k, shape, **options))
+    jax.clear_caches()
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize("strides", [1, 2])
+def test_many_images_are_not_held_twice(strides):
+    """Neither a padded copy of x and of g, nor zeros that two loops share, nor all phases: 4 MB, not twice 51."""
+    shape = lambda *dims: jax.ShapeDtypeStruct(dims, "float32")
+    form = functools.partial(jconv.conv, strides=strides, padding=1, feature_group_count=32)
+
+    def step(x, k, g):
+        y, backward = jax.vjp(form, x, k)
+        return y, *backward(g)
+
+    places = 112 // strides
+    operands = shape(32, 112, 112, 32), shape(3, 3, 1, 32), shape(32, places, places, 32)
+    assert jax.jit(step).lower(*operands).compile().memory_analysis().temp_size_in_bytes < 16 << 20
 
 
 @pytest.mark.optimised

@@ -1,0 +1,51 @@
+"""Few outputs: the columns of an image too large for a cache come in bands of its rows."""
+
+import jax
+import numpy as np
+import pytest
+
+import jconv
+from jconv import reference
+from jconv.algorithms import columns, worth
+from jconv.algorithms.choose import Problem
+from jconv.geometry import Axis, Geometry
+
+LAYERS = [  # x, kernel, options
+    ((2, 11, 7, 5), (3, 3, 5, 2), {"padding": 1}),
+    ((1, 13, 6, 3), (5, 2, 3, 1), {"padding": ((4, 0), (0, 3))}),
+    ((2, 12, 5, 4), (4, 3, 4, 3), {"input_dilation": (2, 3), "kernel_dilation": (3, 1), "padding": 2}),
+    ((3, 29, 4), (6, 4, 2), {"padding": ((9, 0),), "kernel_dilation": 2}),
+    ((1, 7, 5, 4, 2), (3, 2, 3, 2, 2), {"padding": 1, "input_dilation": (1, 2, 1)}),
+]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize(("shape", "kernel", "options"), LAYERS)
+def test_bands_are_the_same(monkeypatch, shape, kernel, options, rows):
+    """In bands of so many rows, the last of which may reach beyond the image: exact, of whole numbers."""
+    row = 4 * int(np.prod(kernel[:-2])) * kernel[-1] * int(np.prod(shape[2:-1]))
+    monkeypatch.setattr(columns, "CHUNK_BYTES", rows * row)
+    jax.clear_caches()
+    rng = np.random.default_rng(0)
+    x, k = (rng.integers(-3, 4, s).astype(np.float32) for s in (shape, kernel))
+    y = jconv.conv(x, k, algorithm={"forward": "columns"}, **options)
+    np.testing.assert_array_equal(y, reference.conv(x, k, **options))
+    jax.clear_caches()
+
+
+def test_a_large_image_is_not_held_under_all_taps():
+    """81 taps of three outputs at 128 x 128 places are 16 MB; a band of them and the result fit a cache."""
+    shape = lambda *dims: jax.ShapeDtypeStruct(dims, "float32")
+    form = jax.jit(lambda x, k: jconv.conv(x, k, padding=4, algorithm={"forward": "columns"}))
+    compiled = form.lower(shape(1, 128, 128, 16), shape(9, 9, 16, 3)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 3 * columns.CHUNK_BYTES
+
+
+@pytest.mark.parametrize(
+    ("channels", "out", "window", "wins"),
+    [(320, 4, 3, True), (64, 6, 3, True), (64, 8, 3, False), (32, 3, 9, False), (16, 3, 9, True), (64, 1, 5, True)],
+)
+def test_the_cost_decides(channels, out, window, wins):
+    """Outputs that fill no vector, or of many channels, are folded; large windows of middling channels are not."""
+    axis = Axis(128, window, 128, low=window // 2)
+    assert worth.folded_wins(Problem("convolve", 1, channels, out, Geometry((axis, axis)), np.dtype("float32"))) == wins
