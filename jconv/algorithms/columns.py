@@ -18,6 +18,7 @@ from jax import lax
 from jconv.algorithms import windows
 from jconv.geometry import Geometry
 
+IMAGE_BYTES = 12 << 20  # shares of one image, beyond which it comes in bands
 CHUNK_BYTES = 4 << 20  # shares computed at once; half of what two cores have of second and third level cache is plenty
 
 
@@ -29,17 +30,12 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     batch, (length, *space), out = x.shape[0], geometry.input, w.shape[-1]
     rows = w.reshape(geometry.taps, w.shape[-2], out).swapaxes(1, 2).reshape(geometry.taps * out, w.shape[-2])
     shares = geometry.taps * out * math.prod(space) * jnp.dtype(dtype).itemsize  # of a place of the first axis
-    band = max(1, min(length, CHUNK_BYTES // max(1, shares)))
-    bands = -(-length // band)
-    band = -(-length // bands)
-    fold = _Fold(geometry, bands * band)
+    bands = _bands(length, length * shares)
+    band = length // bands
+    fold = _Fold(geometry)
     images = windows.images_at_once(batch, length * shares, CHUNK_BYTES)
 
     def run(x: jax.Array) -> jax.Array:
-        missing = bands * band - length
-        if missing:
-            x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (0, missing, 0), *((0, 0, 0) for _ in (*space, out))))
-
         def add(index: Any, total: jax.Array) -> jax.Array:
             flat = lax.dynamic_slice_in_dim(x, index * band, band, axis=1).reshape(-1, x.shape[-1])
             z = lax.dot_general(rows, flat, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=dtype)
@@ -51,23 +47,30 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     return windows.by_images(run, x, images)
 
 
+def _bands(length: int, bytes_each: int) -> int:
+    """Parts alike of the first axis of an image, whose shares then fit a cache; 1 where they do, or none are alike."""
+    if bytes_each <= IMAGE_BYTES:
+        return 1
+    least = -(-bytes_each // CHUNK_BYTES)
+    return next((n for n in range(least, min(4 * least, length) + 1) if length % n == 0), 1)
+
+
 class _Fold:
     """Adds shares (taps, out, batch, *input) where they belong; dilated results are kept by phase until the end.
 
-    The first axis of the input is `length` long, as much as it has or more, and may come in bands.
+    The first axis of the input may come in bands.
     """
 
-    def __init__(self, geometry: Geometry, length: int):
+    def __init__(self, geometry: Geometry):
         self.geometry = geometry
         offsets = []
         for axis in geometry.axes:
             at = axis.low - np.arange(axis.window) * axis.dilation  # place of input 0 under each tap
             offsets.append((at % axis.input_dilation, at // axis.input_dilation))
         self.before = [max(0, int(-quotient.min())) for _, quotient in offsets]
-        inputs = (length, *geometry.input[1:])
         self.length = [
-            max(int(quotient.max()) + n, -(-axis.output // axis.input_dilation)) + before
-            for (_, quotient), n, axis, before in zip(offsets, inputs, geometry.axes, self.before, strict=True)
+            max(int(quotient.max()) + axis.input, -(-axis.output // axis.input_dilation)) + before
+            for (_, quotient), axis, before in zip(offsets, geometry.axes, self.before, strict=True)
         ]
         taps = np.meshgrid(*(np.arange(axis.window) for axis in geometry.axes), indexing="ij")
         phase = np.stack([o[0][t.ravel()] for o, t in zip(offsets, taps, strict=True)], axis=1)

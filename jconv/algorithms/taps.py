@@ -120,7 +120,8 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     channels = groups * each * depth
     run = _run_length(last.output, geometry.taps * channels * jnp.dtype(dtype).itemsize)
     zeros = jnp.zeros((*(axis.window for axis in lead), run, channels), dtype)
-    images = _images(x, geometry, channels, dtype, CHUNK_BYTES)
+    mapped = _images(x, geometry, channels, dtype, MOST_BYTES) is not None
+    images = _images(x, geometry, channels, dtype, CHUNK_BYTES) if mapped else None
 
     def some(index: Any, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         taken = [lax.dynamic_slice_in_dim(array, index * images, images) for array in (x, g)]
