@@ -122,13 +122,14 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     zeros = jnp.zeros((*(axis.window for axis in lead), run, channels), dtype)
     mapped = _images(x, geometry, channels, dtype, MOST_BYTES) is not None
     images = _images(x, geometry, channels, dtype, CHUNK_BYTES) if mapped else None
+    size = images or batch
 
     def some(index: Any, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        taken = [lax.dynamic_slice_in_dim(array, index * images, images) for array in (x, g)]
-        return _summed(*taken, geometry, run, sums)
+        here, there = (lax.dynamic_slice_in_dim(array, index * size, size) for array in (x, g))
+        return _summed(here, there, geometry, run, sums)
 
     sums = (zeros,) * last.window
-    sums = _summed(x, g, geometry, run, sums) if images is None else lax.fori_loop(0, batch // images, some, sums)
+    sums = _summed(x, g, geometry, run, sums) if images is None else lax.fori_loop(0, batch // size, some, sums)
     dw = jnp.stack([jnp.sum(part, axis=-2, dtype=dtype) for part in sums], axis=-2)  # (*window, channels alike)
     if each == 1:
         return dw.reshape(*geometry.window, 1, out)
