@@ -243,7 +243,7 @@ def folded_wins(problem: Problem) -> bool:
             return False
         at_once = columns.CHUNK_BYTES / (4 * geometry.taps * out)
         ours = cost.columns(problem.batch, geometry, problem.channels, out, at_once)
-        return ours < cost.lax_of_few(geometry, problem.channels, out)
+        return ours < 1.15 * cost.lax_of_few(geometry, problem.channels, out)
     few = out <= 4 or (out <= 8 and FEWEST_GATHERED < problem.channels <= 32)
     held = 4 * math.prod(geometry.input) * geometry.taps * out
     least = 8 if not undilated(problem) else 3 if held <= FOLDED_BYTES_OF_FEW else 6  # a dilated fold moves more
@@ -297,6 +297,8 @@ def sliced_wins(problem: Problem) -> bool:
         if dense and LARGEST_RESULT < result <= windows.MAPPED:
             return False  # it is written once more, into memory that the system has yet to hand out
         return cost.flops(1, geometry, channels, out) >= least * copied
+    if out <= FEWEST_GATHERED:  # a pass over the result for each row of taps, of a product of few columns
+        return False
     if winograd.applies(geometry):
         return MIDDLING <= channels < out and max(out, last.output) <= cost.BLOCK
     per_result = 2 * geometry.taps * channels  # each row of taps is a pass over the result
