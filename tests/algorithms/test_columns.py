@@ -45,7 +45,15 @@ def test_a_large_image_is_not_held_under_all_taps():
 
 @pytest.mark.parametrize(
     ("channels", "out", "window", "wins"),
-    [(320, 4, 3, True), (64, 6, 3, True), (64, 8, 3, False), (32, 3, 9, False), (16, 3, 9, True), (64, 1, 5, True)],
+    [
+        (320, 4, 3, True),
+        (64, 6, 3, True),
+        (32, 7, 3, True),
+        (64, 8, 3, False),
+        (32, 3, 9, False),
+        (16, 3, 9, True),
+        (64, 1, 5, True),
+    ],
 )
 def test_the_cost_decides(channels, out, window, wins):
     """Outputs that fill no vector, or of many channels, are folded; large windows of middling channels are not."""
