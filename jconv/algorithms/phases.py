@@ -76,9 +76,9 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     """
     run = functools.partial(_convolve, geometry=geometry, precision=precision, dtype=dtype, inner=inner)
     each = math.prod(geometry.output) * w.shape[-1] * jnp.dtype(dtype).itemsize
-    if geometry.groups == 1 or windows.images_at_once(x.shape[0], each, MOST_BYTES) is None:
+    images = windows.few_at_once(x.shape[0], each, MOST_BYTES, FEW_BYTES)
+    if geometry.groups == 1 or images is None:
         return run(x, w)
-    images = windows.images_at_once(x.shape[0], each, FEW_BYTES)
     return windows.by_images(lambda x: windows.apart(run, x, w), x, images)  # written in place they are on one core
 
 

@@ -43,8 +43,7 @@ def _at_once(window: int, each: int) -> int:
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     del precision  # elementwise products are exact to the dtype
     run = functools.partial(_convolve, geometry=geometry, dtype=dtype)
-    mapped = _images(x, geometry, x.shape[-1], dtype, MOST_BYTES) is not None
-    images = _images(x, geometry, x.shape[-1], dtype, FEW_BYTES) if mapped else None
+    images = _images(x, geometry, x.shape[-1], dtype, FEW_BYTES)
     if images is None:
         return run(x, w)
     if geometry.taps > MOVED:
@@ -52,10 +51,10 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     return windows.by_images(lambda x: run(x, w), x, images)
 
 
-def _images(x: jax.Array, geometry: Geometry, channels: int, dtype: Any, most: int) -> int | None:
-    """Images whose padded copy takes so many bytes, None for all."""
+def _images(x: jax.Array, geometry: Geometry, channels: int, dtype: Any, few: int) -> int | None:
+    """Images whose padded copy takes `few` bytes, None for all where that of all is no more than MOST_BYTES."""
     each = math.prod(map(windows.padded_length, geometry.axes)) * channels
-    return windows.images_at_once(x.shape[0], each * jnp.dtype(dtype).itemsize, most)
+    return windows.few_at_once(x.shape[0], each * jnp.dtype(dtype).itemsize, MOST_BYTES, few)
 
 
 def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, dtype: Any) -> jax.Array:
@@ -95,9 +94,8 @@ def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, dtype: Any) -> jax
         return here, lax.dynamic_index_in_dim(rows, index, keepdims=False)
 
     def add(index: jax.Array, total: jax.Array) -> jax.Array:
-        here, taken = windows.apart(
-            under, padded, rows, index
-        )  # an index inside of the sum keeps it from being a vector
+        # An index inside of the sum keeps it from being a vector.
+        here, taken = windows.apart(under, padded, rows, index)
         for t in range(at_once):
             shifted = lax.slice_in_dim(here, t * last.dilation, t * last.dilation + width, last.stride, axis=-2)
             total = total + product(shifted, taken[t])
@@ -120,8 +118,7 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     channels = groups * each * depth
     run = _run_length(last.output, geometry.taps * channels * jnp.dtype(dtype).itemsize)
     zeros = jnp.zeros((*(axis.window for axis in lead), run, channels), dtype)
-    mapped = _images(x, geometry, channels, dtype, MOST_BYTES) is not None
-    images = _images(x, geometry, channels, dtype, CHUNK_BYTES) if mapped else None
+    images = _images(x, geometry, channels, dtype, CHUNK_BYTES)
     size = images or batch
 
     def some(index: Any, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

@@ -81,6 +81,13 @@ def images_at_once(batch: Any, bytes_each: int, most_bytes: int) -> int | None:
     return max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * bytes_each <= most_bytes))
 
 
+def few_at_once(batch: Any, bytes_each: int, most_bytes: int, few_bytes: int) -> int | None:
+    """As images_at_once of few_bytes, where all images take more than most_bytes; else None."""
+    if images_at_once(batch, bytes_each, most_bytes) is None:
+        return None
+    return images_at_once(batch, bytes_each, few_bytes)
+
+
 def by_images(run: Callable[[jax.Array], jax.Array], x: jax.Array, images: int | None) -> jax.Array:
     """run(x), of so many images at a time, a divisor of the batch; None for all.
 

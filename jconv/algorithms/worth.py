@@ -38,6 +38,7 @@ STEPPED_FLOPS_OF_FEW = 80  # or with a larger one
 FEWEST_GATHERED = 4
 FOLDED_BYTES = 16 << 20  # of the columns of an image, dilated or of a volume: beyond, they leave the caches
 FOLDED_BYTES_OF_FEW = 2 << 20  # the same where the taps are few for each output
+LEVEL = 1.15  # times lax's cost, up to which the two are level, and columns' form is the more exact
 MOST_FOLDED = 11  # outputs of a plane; where they fill no vector, since the others run at twice the rate
 LEAST_FOLDED = 16  # taps * outputs along one axis, which are the rows of a product of columns
 MOST_OF_ONE = 32  # taps of one channel up to which a multiply-add a tap is one loop over the result
@@ -243,7 +244,7 @@ def folded_wins(problem: Problem) -> bool:
             return False
         at_once = columns.CHUNK_BYTES / (4 * geometry.taps * out)
         ours = cost.columns(problem.batch, geometry, problem.channels, out, at_once)
-        return ours < 1.15 * cost.lax_of_few(geometry, problem.channels, out)
+        return ours < LEVEL * cost.lax_of_few(geometry, problem.channels, out)
     few = out <= 4 or (out <= 8 and FEWEST_GATHERED < problem.channels <= 32)
     held = 4 * math.prod(geometry.input) * geometry.taps * out
     least = 8 if not undilated(problem) else 3 if held <= FOLDED_BYTES_OF_FEW else 6  # a dilated fold moves more
