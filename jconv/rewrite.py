@@ -103,7 +103,7 @@ def automatic(fun: F, *, rules: str | Sequence[str] = "all") -> F:
       >>> @jax.custom_vjp
       ... def square(x):
       ...     return x * x
-      >>> square.defvjp(lambda x: (x * x, x), lambda x, g: (3.0 * x * g,))  # wrong: it should be 2
+      >>> _ = square.defvjp(lambda x: (x * x, x), lambda x, g: (3.0 * x * g,))  # wrong: it should be 2
       >>> float(jax.grad(square)(1.0)), float(jax.grad(automatic(square))(1.0))
       (3.0, 2.0)
     """

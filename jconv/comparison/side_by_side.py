@@ -66,7 +66,7 @@ def compare(
       >>> @jax.custom_vjp
       ... def square(x):
       ...     return x * x
-      >>> square.defvjp(lambda x: (x * x, x), lambda x, g: (3.0 * x * g,))  # wrong: it should be 2
+      >>> _ = square.defvjp(lambda x: (x * x, x), lambda x, g: (3.0 * x * g,))  # wrong: it should be 2
       >>> found = compare(square, 2.0, repeats=1)
       >>> found.agrees
       False

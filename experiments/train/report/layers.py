@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from experiments.train.nonfinite import bound
 
 # Calls that run their body once, and the parameter that holds it.
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "checkpoint": "jaxpr", "remat2": "jaxpr", "closed_call": "call_jaxpr"}
+HELD = ("call_hi_primitive", "_prim")  # what checkpoint becomes with JAX_REMAT3: an object that holds its body as .jaxpr
 CONVOLUTION = "conv"  # the primitive that jconv.conv binds
 
 
@@ -71,7 +72,7 @@ def _run(jaxpr: Jaxpr, consts: Any, arguments: Any, found: list[tuple[Any, Any]]
     read = lambda atom: atom.val if isinstance(atom, Literal) else values[atom]
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]
-        body = equation.params.get(CALLS.get(equation.primitive.name, ""))
+        body = _body(equation)
         if isinstance(body, ClosedJaxpr):
             results = _run(body.jaxpr, body.consts, operands, found)
         elif isinstance(body, Jaxpr):
@@ -82,6 +83,14 @@ def _run(jaxpr: Jaxpr, consts: Any, arguments: Any, found: list[tuple[Any, Any]]
             found.append((operands[1], results[0]))
         values.update(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _body(equation: JaxprEqn) -> Any:
+    """The jaxpr that the equation runs once; None, or what is no jaxpr, where it is no such call."""
+    name = equation.primitive.name
+    if name == HELD[0]:
+        return getattr(equation.params[HELD[1]], "jaxpr", None)
+    return equation.params.get(CALLS.get(name, ""))
 
 
 def spread(layers: list[Layer], count: int) -> list[Layer]:
