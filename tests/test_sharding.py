@@ -35,6 +35,7 @@ LAYERS = {  # (x, kernel, options): what each algorithm computes, the first of t
     "subpixel": ((8, 11, 11, 2), (4, 4, 2, 5), {"strides": 2}),
     "columns": ((8, 5, 5, 6), (3, 3, 6, 1), SAME),
     "phases": ((8, 5, 5, 6), (3, 3, 6, 5), {"strides": 2}),
+    "space_to_depth": ((8, 12, 6), (4, 6, 5), {"strides": 2}),
     "taps": ((8, 5, 5, 6), (3, 3, 1, 6), {**SAME, "feature_group_count": 6}),
     "lanes": ((8, 5, 5, 16), (3, 3, 4, 16), {**SAME, "feature_group_count": 4}),
     "grouped": ((8, 5, 5, 40), (3, 3, 20, 40), {**SAME, "feature_group_count": 2}),

@@ -28,6 +28,7 @@ from jconv.algorithms import (
     phases,
     shifts,
     slices,
+    space_to_depth,
     subpixel,
     taps,
     windows,
@@ -172,10 +173,17 @@ TABLE = (
     Row(
         "grouped",
         lambda p: grouped.applies(p.geometry),
-        lambda p: p.inexact and worth.undilated(p) and not worth.wide_groups_of_lines(p),
+        lambda p: p.inexact and (worth.undilated(p) or worth.group_by_group(p)) and not worth.wide_groups_of_lines(p),
         "groups of some channels: one dense convolution a group, from cache",
         convolve=functools.partial(grouped.convolve, inner=functools.partial(_one_group, "convolve")),
         kernel_grad=functools.partial(grouped.kernel_grad, inner=functools.partial(_one_group, "kernel_grad")),
+    ),
+    Row(
+        "space_to_depth",
+        lambda p: p.product == "kernel_grad" and space_to_depth.applies(p.geometry),
+        worth.blocks_win,
+        "a stride along one axis: blocks of elements as channels, and none is gathered",
+        kernel_grad=functools.partial(space_to_depth.kernel_grad, inner=_inner_kernel_grad),
     ),
     Row(
         "winograd",

@@ -21,6 +21,8 @@ from jconv.geometry import Geometry
 
 MOST_CHANNELS = 32  # of a group, in and out
 UNROLLED = 64  # multiply-adds written out in one loop
+KERNEL_BYTES = 1 << 16  # of the kernel in one loop
+PASS = 8  # what a pass over the result costs, in multiply-adds
 PLACES = 16  # the same of a kernel gradient
 CHAINS = 4  # sums side by side: an addition waits for the one before
 CHUNK_BYTES = 2 << 20  # of input and result of the images taken at once
@@ -30,6 +32,16 @@ SUMMED = 32  # passes of a kernel gradient that are added up before their sum is
 def applies(geometry: Geometry, channels: int, out: int) -> bool:
     undilated = all(axis.input_dilation == 1 for axis in geometry.axes)
     return geometry.groups > 1 and undilated and max(channels, out) <= MOST_CHANNELS * geometry.groups
+
+
+def _at_once(window: int, each: int, bytes_each: int) -> int:
+    """How many taps of the last axis, of `each` channels, are written out in one pass over the result.
+
+    Few passes, few taps of zeros, and no more of the kernel than a core's first cache holds: a place reads it all.
+    """
+    most = min(window, UNROLLED // each, max(1, KERNEL_BYTES // (each * bytes_each)))
+    cost = lambda taps: -(-window // taps) * (taps * each + PASS)
+    return window if most == window else min(range(1, max(1, most) + 1), key=cost)
 
 
 def _total(terms: list[jax.Array]) -> jax.Array:
@@ -49,14 +61,21 @@ def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
     groups, each, out = geometry.groups, w.shape[-2], w.shape[-1]
     *lead, last = geometry.axes
     x = windows.pad(x, geometry)
-    rows = w.reshape(-1, last.window, each, groups, out // groups)
-    at_once = last.window if last.window * each <= UNROLLED else 1  # taps of the last axis
+    at_once = _at_once(last.window, each, out * x.dtype.itemsize)
+    runs = -(-last.window // at_once)
+    more = runs * at_once - last.window  # taps of zeros, so that all runs are alike
+    if more:
+        x = lax.pad(
+            x, jnp.zeros((), x.dtype), [(0, 0, 0)] * len(geometry.axes) + [(0, more * last.dilation, 0), (0, 0, 0)]
+        )
+        w = lax.pad(w, jnp.zeros((), w.dtype), [(0, 0, 0)] * len(lead) + [(0, more, 0), (0, 0, 0), (0, 0, 0)])
+    rows = w.reshape(-1, runs * at_once, each, groups, out // groups)
     width = (last.output - 1) * last.stride + (at_once - 1) * last.dilation + 1
     shape = (x.shape[0], *((axis.output - 1) * axis.stride + 1 for axis in lead), width, x.shape[-1])
 
     def under(x: jax.Array, rows: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The input under some taps, and these taps of the kernel."""
-        row, tap = index // (last.window // at_once), index % (last.window // at_once)
+        row, tap = index // runs, index % runs * at_once
         place = jnp.unravel_index(row, [axis.window for axis in lead]) if lead else ()
         at = [t * axis.dilation for t, axis in zip(place, lead, strict=True)]
         here = lax.dynamic_slice(x, (0, *at, tap * last.dilation, 0), shape)
@@ -75,7 +94,7 @@ def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
         return y + _total(terms)
 
     zeros = jnp.zeros((x.shape[0], *geometry.output, groups, out // groups), x.dtype)
-    y = lax.fori_loop(0, geometry.taps // at_once, add, zeros)
+    y = lax.fori_loop(0, rows.shape[0] * runs, add, zeros)
     return y.reshape(x.shape[0], *geometry.output, out)
 
 

@@ -30,6 +30,7 @@ Array = jax.Array
 TAPS = 12  # of a window that one loop looks at where windows overlap: more are dearer than an array between two axes
 TAPS_ALONG = 32  # the same of a window along one axis, which has no array between to be dearer than
 TAPS_APART = 64  # and where they do not, so that each element is read once all the same
+FOLDED = 9  # taps of a window as large as the input, beyond which it is a reduction
 SHIFTS = 27  # windows over one element that one loop of the way back looks at
 GATHERED = 32  # taps of a window up to which a gather is one select a tap
 
@@ -63,7 +64,7 @@ def _stages(geometry: Geometry) -> list[range]:
 def winner(x: Array, *, geometry: Geometry, largest: bool, platform: str) -> tuple[Array, Array]:
     """(value, tap number) of the first best element of each window, row-major; a NaN is the best of all."""
     dtype, lost, better = _index_dtype(geometry.taps), identity(x.dtype, largest), _better(largest)
-    if not _direct(geometry) and long_windows.covers(geometry):
+    if geometry.taps > FOLDED and long_windows.covers(geometry):
         best = extreme(x, geometry=geometry, largest=largest, platform=platform)
         flat = best.reshape(best.shape[0], 1, best.shape[-1])
         named = lambda x, number, best: jnp.where(views.hit(x, best), number, jnp.int32(NONE))
@@ -86,10 +87,11 @@ def winner(x: Array, *, geometry: Geometry, largest: bool, platform: str) -> tup
 def extreme(x: Array, *, geometry: Geometry, largest: bool, platform: str) -> Array:
     """The best of each window; a NaN is the best of all."""
     lost, better = identity(x.dtype, largest), _better(largest)
-    if not _direct(geometry) and long_windows.covers(geometry):
-        best = lambda x, number: views.ordered(x, largest)
-        least = _ordered_identity(x.dtype, largest)
-        total = long_windows.folded(best, x, lax.max if largest else lax.min, least, platform)
+    if geometry.taps > FOLDED and long_windows.covers(geometry):
+        operation, least = lax.max if largest else lax.min, _ordered_identity(x.dtype, largest)
+        if x.dtype not in views.HALVES:  # XLA's own reduction, of an array as it is, is the fastest
+            return _covered(lax.reduce(x, jnp.array(least, x.dtype), operation, tuple(range(1, x.ndim - 1))), x)
+        total = long_windows.folded(lambda x, number: views.ordered(x, largest), x, operation, least, platform)
         return views.disordered(total, x.dtype)
     for stage in _stages(geometry):
         part = views.only(geometry, stage, x.shape[1:-1])
@@ -98,6 +100,11 @@ def extreme(x: Array, *, geometry: Geometry, largest: bool, platform: str) -> Ar
         else:
             x = long_windows.reduced(x, part, better, lost, platform)
     return x
+
+
+def _covered(total: Array, x: Array) -> Array:
+    """What is one number an image and channel, as a result of one place."""
+    return lax.expand_dims(total, range(1, x.ndim - 1))
 
 
 def _better(largest: bool) -> Callable[[Array, Array], Array]:

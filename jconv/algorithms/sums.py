@@ -24,6 +24,7 @@ Array = jax.Array
 Divisor = int | tuple[tuple[int, int], ...] | None  # see size
 TAPS = 27  # of a window, or windows over an element, that one loop adds up
 TAPS_ALONG = 32  # the same along one axis
+LONG_ROW = 256  # channels from which XLA's own reduction need not wait for one addition before the next
 TAPS_APART = 64  # taps, where windows share no element, so that each is read once all the same
 
 
@@ -71,7 +72,10 @@ def window_sum(x: Array, *, geometry: Geometry, dtype: Any, divisor: Divisor = N
         one = np.array(1)
         separate = not any(map(_shares, part.axes))
         if part.taps > TAPS and long_windows.covers(part):
-            total = long_windows.folded(lambda x, number: x.astype(wide), total, lax.add, 0, platform)
+            if total.dtype == wide and total.shape[-1] >= LONG_ROW and total.shape[0] != 1:
+                total = jnp.sum(total, tuple(range(1, total.ndim - 1)), keepdims=True)
+            else:
+                total = long_windows.folded(lambda x, number: x.astype(wide), total, lax.add, 0, platform)
             total = _divided(total, by if last else one).astype(dtype if last else wide)
         elif separate or _direct(part, part.window):
             add = functools.partial(_sum, geometry=part, wide=wide, by=by if last else one)

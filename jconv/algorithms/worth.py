@@ -23,6 +23,7 @@ from jconv.algorithms import (
     phases,
     shifts,
     slices,
+    space_to_depth,
     subpixel,
     taps,
     windows,
@@ -60,6 +61,9 @@ LARGEST_RESULT = 16 << 20  # bytes that an allocator keeps; those of a second bu
 SHUFFLED = 65  # channels whose multiply-adds take a nanosecond
 LANES = 8  # channels of a group up to which its convolution is one vector, or half; three times as many, unless
 ALIASED = 256  # divides the channels
+MOST_WASTED = 1.13  # taps that are computed, for each of the kernel's,
+LONG_STRIDE = 4  # where their blocks are so long
+LEAST_PHASE = 7  # taps of a phase of one axis, from which a group's phases are computed at once
 FEWEST = 32  # channels in or out below which Winograd's sums cost more than the multiplications that they save,
 FEWEST_IN_ALL = 128  # and of both together, but for a kernel gradient
 LARGEST_FORMS = 32 << 20
@@ -217,6 +221,8 @@ def small_kernel_grad(problem: Problem) -> str | None:
     operations = cost.flops(batch, geometry, problem.channels, out)
     if operations <= FEWEST_CALLS and slices.applies(geometry):
         return "slices"
+    if few_of_one_image(problem):
+        return "lax"
     few = problem.channels <= FEWEST_GATHERED or out < LANES  # the second: x and g change places
     if operations > SMALL_SUM or many or few:
         return None
@@ -226,6 +232,21 @@ def small_kernel_grad(problem: Problem) -> str | None:
         return None
     lines = geometry.taps > MOST_SCATTERED and slices.applies(geometry)
     return "slices" if lines else "patches"
+
+
+def few_of_one_image(problem: Problem) -> bool:
+    """A first layer's kernel gradient, whose rows lax gathers over the images: one, or a few of a small sum.
+
+    With stride 1 a window of many taps is gathered in lines all the same, which takes less.
+    """
+    geometry, batch = problem.geometry, problem.batch
+    if problem.channels > FEWEST_GATHERED or problem.out < NARROW:
+        return False
+    steps = all(axis.stride > 1 for axis in geometry.axes)
+    operations = cost.flops(batch, geometry, problem.channels, problem.out)
+    if batch == 1:
+        return operations <= 3 * SMALL_SUM and (steps or geometry.taps < LEAST_LINES)
+    return steps and batch <= 4 and operations <= SMALL_SUM
 
 
 def folded_wins(problem: Problem) -> bool:
@@ -391,6 +412,15 @@ def scattered(problem: Problem) -> bool:
     return problem.product == "kernel_grad" and steps and wide
 
 
+def blocks_win(problem: Problem) -> bool:
+    """A kernel gradient along one strided axis whose window blocks of the stride fill, or nearly fill if it is long."""
+    geometry = problem.geometry
+    if geometry.rank > 1 or not problem.real or double(problem) or few_along(problem) or geometry.groups > 1:
+        return False
+    axis, waste = geometry.axes[0], space_to_depth.waste(geometry)
+    return axis.window > axis.stride and (waste == 1 or (axis.stride >= LONG_STRIDE and waste <= MOST_WASTED))
+
+
 def joined_wins(problem: Problem) -> bool:
     """Where the row that axes are joined to is long enough to be shared by the cores."""
     lower = joined.lower(problem.geometry)
@@ -421,8 +451,22 @@ def subpixel_wins(problem: Problem) -> bool:
     return phases_win(problem) and 1.2 * ours < seconds / rate(out) + 0.3
 
 
+def group_by_group(problem: Problem) -> bool:
+    """Groups along one dilated axis, of so many taps and channels that a phase's are more than one loop's: see lanes.
+
+    A group alone is one convolution for all phases: half the time (256 to 64 channels, 16 groups, 41 taps by fours).
+    """
+    geometry, axis = problem.geometry, problem.geometry.axes[0]
+    if geometry.rank > 1 or geometry.groups == 1:
+        return False
+    sizes = problem.channels // geometry.groups, problem.out // geometry.groups
+    return axis.window >= LEAST_PHASE * axis.input_dilation > LEAST_PHASE and min(sizes) <= FEW <= max(sizes)
+
+
 def phases_win(problem: Problem) -> bool:
     """Short runs are slow to interleave: few outputs of more than one axis, or of few taps a phase."""
+    if group_by_group(problem):
+        return False
     axes, enough = problem.geometry.axes, problem.out >= 8 or problem.geometry.groups > 1
     return enough or (len(axes) == 1 and axes[0].window >= 4 * axes[0].input_dilation)
 

@@ -1,5 +1,7 @@
 """Groups as lanes: long sums in pieces, images a few at a time, and no convolution, copy by group or zero in the program."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +42,28 @@ def test_images_a_few_at_a_time(monkeypatch):
     assert "stablehlo.while" in lowered.as_text()
     want = reference.conv(x, kernel, padding=((0, 1), (1, 1)), feature_group_count=4)
     np.testing.assert_array_equal(lowered.compile()(x, kernel), want)
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize(
+    ("window", "each", "kernel_bytes", "passes"),
+    [
+        (5, 4, 1 << 16, 1),
+        (41, 4, 1 << 16, 3),  # 14 taps each, one of zeros
+        (41, 4, 4 * 4 * 4 * 16, 11),  # as much of the kernel as four taps are
+        (7, 32, 1 << 16, 7),  # two taps of so many channels would be 64 multiply-adds, and one tap of zeros
+    ],
+)
+def test_runs_of_taps(window, each, kernel_bytes, passes, monkeypatch):
+    """A pass over the result for as many taps as can be written out, and as a core's first cache holds: exact."""
+    monkeypatch.setattr(lanes, "KERNEL_BYTES", kernel_bytes)
+    jax.clear_caches()
+    x, kernel = drawn(2, 3, 90, 4 * each), drawn(1, window, each, 16, seed=1)
+    options = {"strides": (1, 2), "padding": ((0, 0), (3, 1)), "kernel_dilation": (1, 2), "feature_group_count": 4}
+    f = jax.jit(lambda x, k: jconv.conv(x, k, algorithm={"forward": "lanes"}, **options))
+    (loop,) = re.findall(r"stablehlo\.while.*?stablehlo\.compare", f.lower(x, kernel).as_text(), re.DOTALL)
+    assert f"dense<{passes}> : tensor<i32>" in loop
+    np.testing.assert_array_equal(f(x, kernel), reference.conv(x, kernel, **options))
     jax.clear_caches()
 
 

@@ -17,7 +17,8 @@ from experiments.train.nonfinite import bound
 
 # Calls that run their body once, and the parameter that holds it.
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "checkpoint": "jaxpr", "remat2": "jaxpr", "closed_call": "call_jaxpr"}
-HELD = ("call_hi_primitive", "_prim")  # what checkpoint becomes with JAX_REMAT3: an object that holds its body as .jaxpr
+# What checkpoint becomes with JAX_REMAT3: a call, and the parameter whose attribute `jaxpr` is the body.
+HELD = ("call_hi_primitive", "_prim")
 CONVOLUTION = "conv"  # the primitive that jconv.conv binds
 
 
