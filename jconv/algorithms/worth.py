@@ -52,6 +52,7 @@ NARROW = 32  # channels in or out below which a kernel gradient has short rows
 LEAST_SLICED = 27  # taps * channels of a kernel gradient of fewer than patches.CHANNELS_LAST channels, for lines
 SMALL_IMAGE = 1 << 10  # places of an image, or of all, of which a few taps' products are from cache
 SMALLEST_IMAGE = 64  # places
+SMALL_LINE = 256  # the same along one axis
 MANY = 128  # channels
 VERY_MANY = 256
 SMALL_VOLUME = 1 << 24  # elements under all taps
@@ -255,10 +256,10 @@ def folded_wins(problem: Problem) -> bool:
     ours = in_double(problem)
     if ours is not None:
         return ours == "columns"
-    if geometry.rank == 1:
-        return out <= FEW and geometry.taps > 1 and geometry.taps * out >= LEAST_FOLDED
     if small_dilated(problem):
         return True
+    if geometry.rank == 1:
+        return out <= FEW and geometry.taps > 1 and geometry.taps * out >= LEAST_FOLDED
     if geometry.rank == 2 and undilated(problem):
         thin = problem.channels <= FEWEST_GATHERED and out > 4  # for lines
         if geometry.taps == 1 or out > MOST_FOLDED or (out > 4 and out % 4 == 0) or thin:
@@ -275,9 +276,10 @@ def folded_wins(problem: Problem) -> bool:
 def small_dilated(problem: Problem) -> bool:
     """Images of few places and many channels, whose phases would have few rows and a large kernel."""
     geometry, batch = problem.geometry, problem.batch
-    dilated = geometry.rank == 2 and all(axis.input_dilation > 1 for axis in geometry.axes)
+    dilated = geometry.rank <= 2 and geometry.groups == 1 and all(axis.input_dilation > 1 for axis in geometry.axes)
     places = math.prod(geometry.input)
-    few = isinstance(batch, int) and places <= SMALLEST_IMAGE and batch * places <= SMALL_IMAGE
+    most, in_all = (SMALLEST_IMAGE, SMALL_IMAGE) if geometry.rank == 2 else (SMALL_LINE, SMALL_LINE)
+    few = isinstance(batch, int) and places <= most and batch * places <= in_all
     return dilated and few and min(problem.channels, problem.out) >= MANY
 
 
