@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import subprocess
 import sys
 
@@ -80,6 +81,7 @@ def test_nothing_is_written_down_between(pool, shape, window, strides, padding):
         ((50,), (37,), 3, 9),
         ((100,), (100,), 1, 0),
         ((12, 11), (12, 11), 1, 0),
+        ((5, 4), (5, 4), 1, 0),  # as large as the input, though few taps
         ((80,), (66,), 66, 7),
     ],
     ids=str,
@@ -105,6 +107,17 @@ def test_long_windows(space, window, strides, padding, dtype):
     want = np.zeros((2, int(np.prod(space)), 3), np.float32)
     np.add.at(want, (np.arange(2)[:, None, None], indices.reshape(2, -1, 3), np.arange(3)), g.reshape(2, -1, 3))
     np.testing.assert_array_equal(dx, want.reshape(x.shape))
+
+
+@pytest.mark.parametrize("space", [(7, 7), (2, 5, 6), (300,)], ids=str)
+def test_a_global_pool_is_one_reduction_of_x(space):
+    """Forward alone, of a maximum and of an average of many channels: x is reduced as it is, and nothing is sliced."""
+    x = jax.ShapeDtypeStruct((4, *space, 256), "float32")
+    for pool in (jconv.global_max_pool, jconv.global_avg_pool):
+        text = jax.jit(pool).lower(x).as_text()
+        shape = "x".join(map(str, x.shape))
+        assert len(re.findall(rf"stablehlo.reduce\(.*tensor<{shape}xf32>", text)) == 1
+        assert "stablehlo.slice" not in text and "stablehlo.reduce_window" not in text
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="how XLA:CPU fuses")
