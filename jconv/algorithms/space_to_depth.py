@@ -22,7 +22,8 @@ Product = Callable[[jax.Array, jax.Array, Geometry, Any, Any], jax.Array]
 
 def applies(geometry: Geometry) -> bool:
     last = geometry.axes[-1]
-    return geometry.groups == 1 and last.stride > 1 and last.dilation == last.input_dilation == 1 and last.output > 0
+    steps = 1 < last.stride < last.window  # shorter windows share no element: nothing to gather
+    return geometry.groups == 1 and steps and last.dilation == last.input_dilation == 1 and last.output > 0
 
 
 def _blocks(axis: Axis) -> int:

@@ -417,10 +417,10 @@ def scattered(problem: Problem) -> bool:
 def blocks_win(problem: Problem) -> bool:
     """A kernel gradient along one strided axis whose window blocks of the stride fill, or nearly fill if it is long."""
     geometry = problem.geometry
-    if geometry.rank > 1 or not problem.real or double(problem) or few_along(problem) or geometry.groups > 1:
+    if geometry.rank > 1 or not problem.real or double(problem) or few_along(problem):
         return False
     axis, waste = geometry.axes[0], space_to_depth.waste(geometry)
-    return axis.window > axis.stride and (waste == 1 or (axis.stride >= LONG_STRIDE and waste <= MOST_WASTED))
+    return waste == 1 or (axis.stride >= LONG_STRIDE and waste <= MOST_WASTED)
 
 
 def joined_wins(problem: Problem) -> bool:
