@@ -20,7 +20,7 @@ BLOCKS = {"kernel_grad": "space_to_depth"}
         ((2, 24, 3), (8, 3, 4), {"strides": 4}),  # no padding, and blocks that the window fills
         ((2, 25, 3), (7, 3, 2), {"strides": 3, "padding": ((4, 1),)}),
         ((1, 23, 2), (3, 2, 5), {"strides": 2, "padding": ((1, -3),)}),
-        ((2, 6, 4), (8, 4, 2), {"strides": 7, "padding": ((3, 4),)}),
+        ((2, 13, 4), (8, 4, 2), {"strides": 7, "padding": ((3, 4),)}),
         ((2, 9, 14, 3), (3, 5, 3, 4), {"strides": (1, 2), "padding": 1}),
         ((2, 9, 14, 3), (2, 4, 3, 4), {"strides": (3, 2), "padding": "SAME", "kernel_dilation": (2, 1)}),
         ((1, 4, 5, 12, 2), (2, 1, 6, 2, 3), {"strides": (2, 1, 3)}),
