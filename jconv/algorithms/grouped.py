@@ -20,7 +20,8 @@ from jconv.algorithms import windows
 from jconv.geometry import Geometry
 
 CHUNK_BYTES = 1 << 20  # input, patches and result of the images of one group taken at once
-ROWS = 8  # parts that the rows of a kernel gradient are added up in
+ROWS = 8  # parts that the rows of a kernel gradient are added up in, if there are PART places in each:
+PART = 256  # of a long window the parts' sums are larger than their operands
 VECTOR = 16  # channels up to which groups are joined: block-diagonal kernels, whose zeros cost less than short rows
 
 Product = Callable[[jax.Array, jax.Array, Geometry, Any, Any], jax.Array]
@@ -104,7 +105,8 @@ def _by_rows(x: jax.Array, g: jax.Array, geometry: Geometry, run: Callable[..., 
     lax adds the terms of a dense kernel gradient one after the other; those of a grouped one it adds more exactly.
     """
     axis, parts = geometry.axes[0], []
-    step = -(-axis.output // ROWS) if axis.output >= 4 * ROWS else axis.output
+    count = min(ROWS, math.prod(geometry.output) // PART) if axis.output >= 4 * ROWS else 1
+    step = -(-axis.output // max(1, count))
     for first in range(0, axis.output, step):
         last = min(axis.output, first + step)
         start = first * axis.stride - axis.low  # the element under tap 0 of the first place
