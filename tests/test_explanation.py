@@ -104,6 +104,8 @@ def test_text():
         ((16, 14, 14, 32), (5, 5, 32, 128), {"padding": 2}, ("abreast", "slices", "abreast")),
         ((8, 27, 27, 96), (5, 5, 96, 256), {"padding": 2}, ("lax", "slices", "slices")),
         ((128, 16, 16, 32), (3, 3, 32, 32), {"padding": 1}, ("abreast", "winograd", "abreast")),
+        ((1, 128, 128, 64), (4, 4, 64, 128), {"strides": 2, "padding": 1}, ("lax", "space_to_depth", "phases")),
+        ((16, 32, 32, 64), (4, 4, 64, 128), {"strides": 2, "padding": 1}, ("slices", "space_to_depth", "phases")),
         ((8, 224, 224, 3), (11, 11, 3, 64), {"strides": 4, "padding": 2}, ("slices", "slices", "subpixel")),
         ((2, 96, 96, 64), (9, 9, 64, 3), {"padding": 4}, ("lax", "exchange", "slices")),
         ((2, 96, 96, 64), (7, 7, 64, 3), {"padding": 3}, ("columns", "exchange", "slices")),

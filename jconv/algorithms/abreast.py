@@ -24,6 +24,7 @@ ROW_PLACES = 2 * 3 * 1024  # width * channels of one, too: a block is at most 64
 WIDE_PLACES = 2 * ROW_PLACES  # of one image's row, which is then blocks enough, whatever there is to compute
 VECTOR = 4  # channels
 LEAST_FILLED = 16  # channels up to which none are added
+LEAST_WANTED = 1.25  # times a row, up to which it is nearly enough, and a copy of all bands costs more than it gains
 MOST_AGAIN = 0.3  # of a band's rows, that its neighbour sees too
 CHUNK_BYTES = 8 << 20  # of the wide images and their results of one step
 
@@ -60,7 +61,7 @@ def bands(batch: Any, geometry: Geometry, channels: int, out: int) -> int:
     if each == 0 or places >= WIDE_PLACES or (each >= ROW_FLOPS and enough_places(places, 1)):
         return 1
     wanted, rows = max(ROW_FLOPS / each, ROW_PLACES / places), geometry.axes[0]
-    if wanted > rows.output:
+    if not LEAST_WANTED <= wanted <= rows.output:
         return 1
     count = math.ceil(wanted)
     again = rows.reach - rows.stride  # rows that two bands see

@@ -179,6 +179,9 @@ def plane_kernel_grad(problem: Problem) -> str | None:
         return "lax"  # on one core, beside the input gradient
     if winograd.applies(geometry) and winograd_wins(problem):
         return "winograd"
+    blocks = space_to_depth.applies(geometry) and space_to_depth.waste(geometry) == 1
+    if blocks and NARROW <= channels <= 2 * NARROW <= out:  # of more channels the copy by blocks saves nothing
+        return "space_to_depth"
     if min(channels, out) < 2 * NARROW and gathered_by_rows(problem):
         return "lax"
     if shifts.applies(geometry) and (
@@ -415,9 +418,14 @@ def scattered(problem: Problem) -> bool:
 
 
 def blocks_win(problem: Problem) -> bool:
-    """A kernel gradient along one strided axis whose window blocks of the stride fill, or nearly fill if it is long."""
+    """A kernel gradient along one strided axis whose window blocks of the stride fill, or nearly fill if it is long.
+
+    Of planes see plane_kernel_grad.
+    """
     geometry = problem.geometry
-    if geometry.rank > 1 or not problem.real or double(problem) or few_along(problem):
+    if geometry.rank > 1:
+        return plane_kernel_grad(problem) == "space_to_depth"
+    if not problem.real or double(problem) or few_along(problem):
         return False
     axis, waste = geometry.axes[0], space_to_depth.waste(geometry)
     return waste == 1 or (axis.stride >= LONG_STRIDE and waste <= MOST_WASTED)
