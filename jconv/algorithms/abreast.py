@@ -26,6 +26,7 @@ VECTOR = 4  # channels
 LEAST_FILLED = 16  # channels up to which none are added
 LEAST_WANTED = 1.25  # times a row, up to which it is nearly enough, and a copy of all bands costs more than it gains
 MOST_AGAIN = 0.3  # of a band's rows, that its neighbour sees too
+MOST_BYTES = 16 << 20  # of wide images and their results, which would be mapped anew in each call
 CHUNK_BYTES = 8 << 20  # of the wide images and their results of one step
 
 
@@ -40,8 +41,11 @@ def pitch(axis: Axis) -> int:
     return -(-max(axis.input + axis.low, seen, axis.output * axis.stride) // axis.stride) * axis.stride
 
 
-def abreast(batch: Any, geometry: Geometry, channels: int, out: int) -> int:
-    """How many images side by side: the fewest, a divisor of the batch, whose rows are of ROW_FLOPS, or all."""
+def abreast(batch: Any, geometry: Geometry, channels: int, out: int, most_bytes: int = MOST_BYTES) -> int:
+    """How many images side by side: the fewest, a divisor of the batch, whose rows are of ROW_FLOPS, or all.
+
+    Fewer, where they and their results take more than most_bytes, and one does not.
+    """
     if not isinstance(batch, int):  # symbolic, in an export
         return 1
     each = cost.flops(1, geometry, channels, out) / geometry.output[0]  # of one row
@@ -49,7 +53,9 @@ def abreast(batch: Any, geometry: Geometry, channels: int, out: int) -> int:
     if places >= WIDE_PLACES:
         return 1
     enough = lambda n: n * each >= ROW_FLOPS and enough_places(places, n)
-    return min((n for n in range(1, batch + 1) if batch % n == 0 and enough(n)), default=max(1, batch))
+    count = min((n for n in range(1, batch + 1) if batch % n == 0 and enough(n)), default=max(1, batch))
+    held = 4 * (math.prod(geometry.input) * channels + math.prod(geometry.output) * out)
+    return count if held > most_bytes else windows.images_at_once(count, held, most_bytes) or count
 
 
 def bands(batch: Any, geometry: Geometry, channels: int, out: int) -> int:
@@ -90,14 +96,17 @@ def missing(channels: int) -> int:
     return -channels % VECTOR if channels > LEAST_FILLED else 0
 
 
-def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
+def convolve(
+    x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, most_bytes: int = MOST_BYTES
+) -> jax.Array:
     batch, channels, out = x.shape[0], x.shape[-1], w.shape[-1]
     cut = bands(batch, geometry, channels, out)
     if cut > 1:
         parts, band = _cut(x, geometry.axes[0], cut)
-        y = convolve(parts, w, Geometry((band, geometry.axes[1])), precision, dtype)
+        inner = Geometry((band, geometry.axes[1]))
+        y = convolve(parts, w, inner, precision, dtype, windows.MAPPED**2)  # copied already: all side by side
         return y.reshape(batch, cut * band.output, *y.shape[2:])[:, : geometry.output[0]]
-    count, more = abreast(batch, geometry, channels, out), (missing(channels), missing(out))
+    count, more = abreast(batch, geometry, channels, out, most_bytes), (missing(channels), missing(out))
     if (count <= 1 and not any(more)) or not isinstance(batch, int):
         return lax_conv.convolve(x, w, geometry, precision, dtype)
     w = lax.pad(w, jnp.zeros((), w.dtype), ((0, 0, 0), (0, 0, 0), *((0, n, 0) for n in more)))

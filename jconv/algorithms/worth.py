@@ -63,7 +63,8 @@ SHUFFLED = 65  # channels whose multiply-adds take a nanosecond
 LANES = 8  # channels of a group up to which its convolution is one vector, or half; three times as many, unless
 ALIASED = 256  # divides the channels
 MOST_WASTED = 1.13  # taps that are computed, for each of the kernel's,
-LONG_STRIDE = 4  # where their blocks are so long
+LONG_STRIDE = 4  # where their blocks are so long;
+MOST_WASTED_OF_FEW = 1.15  # and in planes of fewer than NARROW channels
 LEAST_PHASE = 7  # taps of a phase of one axis, from which a group's phases are computed at once
 FEWEST = 32  # channels in or out below which Winograd's sums cost more than the multiplications that they save,
 FEWEST_IN_ALL = 128  # and of both together, but for a kernel gradient
@@ -179,9 +180,10 @@ def plane_kernel_grad(problem: Problem) -> str | None:
         return "lax"  # on one core, beside the input gradient
     if winograd.applies(geometry) and winograd_wins(problem):
         return "winograd"
-    blocks = space_to_depth.applies(geometry) and space_to_depth.waste(geometry) == 1
-    if blocks and NARROW <= channels <= 2 * NARROW <= out:  # of more channels the copy by blocks saves nothing
+    if space_to_depth.applies(geometry) and blocks_of_plane(problem):
         return "space_to_depth"
+    if space_to_depth.applies(geometry) and FEW <= channels < NARROW and large_steps(problem):
+        return "lax"
     if min(channels, out) < 2 * NARROW and gathered_by_rows(problem):
         return "lax"
     if shifts.applies(geometry) and (
@@ -344,7 +346,7 @@ def abreast_wins(problem: Problem) -> bool:
     if problem.dtype != jnp.float32 or not isinstance(problem.batch, int) or not abreast.applies(geometry):
         return False
     moved = math.prod(geometry.input) * channels + math.prod(geometry.output) * out
-    if min(channels, out) < FEW:  # little to compute for what is copied
+    if min(channels, out) < FEW or large_steps(problem):  # little to compute for what is copied
         return False
     odd = bool(abreast.missing(channels) or abreast.missing(out))
     last = geometry.axes[-1]
@@ -415,6 +417,26 @@ def scattered(problem: Problem) -> bool:
     least = cost.BLOCK if len(axes) > 1 else 2 * cost.BLOCK  # lax's one row of one axis is on both cores
     wide = line and min(problem.channels, problem.out) >= least
     return problem.product == "kernel_grad" and steps and wide
+
+
+def large_steps(problem: Problem) -> bool:
+    """Strided windows on images so large that a copy of one, by whatever way, costs what it saves."""
+    geometry = problem.geometry
+    return geometry.axes[-1].stride > 1 and 4 * math.prod(geometry.input) * problem.channels > abreast.MOST_BYTES
+
+
+def blocks_of_plane(problem: Problem) -> bool:
+    """Up to 64 channels, of more the copy by blocks saves nothing; of less than 32 also where a tap of zeros is added.
+
+    Those are lines else, of which a large image has too many to copy.
+    """
+    geometry, channels, out = problem.geometry, problem.channels, problem.out
+    waste = space_to_depth.waste(geometry)
+    if channels >= NARROW:
+        return waste == 1 and channels <= 2 * NARROW <= out
+    operations = cost.flops(problem.batch, geometry, channels, out)
+    small = 4 * math.prod(geometry.input) * channels <= columns.IMAGE_BYTES
+    return channels >= FEW and waste <= MOST_WASTED_OF_FEW and small and operations > 1.5 * SMALL_SUM
 
 
 def blocks_win(problem: Problem) -> bool:

@@ -47,6 +47,21 @@ def test_it_is_the_same(smallest, shape, kernel, options, count):
     assert [images for images, *_ in convolved(f, x, k)] == [shape[0] // (count or shape[0])]
 
 
+@pytest.mark.parametrize(
+    ("batch", "size", "channels", "want"),
+    [
+        (8, 128, 42, 2),  # five would be a row of enough, and hold 27 MB: eight, the next divisor, 44
+        (4, 256, 21, 1),  # 11 MB each
+        (2, 512, 18, 2),  # one alone holds 38: nothing is saved
+        (8, 28, 32, 8),
+    ],
+)
+def test_what_they_hold(batch, size, channels, want):
+    """Not so many that they, and their results, are mapped anew in each call."""
+    axis = Axis(input=size, window=3, output=size, low=1)
+    assert abreast.abreast(batch, Geometry((axis, axis)), channels, channels) == want
+
+
 @pytest.mark.parametrize("cut", [2, 3])
 @pytest.mark.parametrize(("shape", "kernel", "options"), [(s, k, o) for s, k, o in LAYERS if k[0] > 1])
 def test_bands(smallest, shape, kernel, options, cut):
@@ -71,6 +86,7 @@ def test_bands(smallest, shape, kernel, options, cut):
         (1, 56, 64, 5),
         (1, 14, 64, 1),  # bands of one row would be computed from three
         (1, 224, 64, 1),
+        (1, 64, 128, 1),  # a row has nearly enough operations
     ],
 )
 def test_how_many_bands(batch, size, channels, want):
