@@ -19,9 +19,11 @@ behind. The others need no common file system: what the run goes on from is sent
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -181,7 +183,8 @@ def processes(distributed: bool, coordinator: str, process: int, count: int) -> 
         raise ValueError(f"distributed: {str(error).splitlines()[0]}") from error
     watch = _Watch(coordinator.rsplit(":", 1)[0])
     try:
-        yield
+        with _said_on_abort():
+            yield
     except jax.errors.JaxRuntimeError as error:
         raise ProcessLost(_lost()) from error
     watch.done()
@@ -194,6 +197,34 @@ def _lost() -> str:
         f"process {jax.process_index()} of {jax.process_count()}: another process has stopped; "
         "--resume goes on from the last checkpoint, with any number of devices"
     )
+
+
+@contextlib.contextmanager
+def _said_on_abort() -> Iterator[None]:
+    """While the body runs, an abort says that another process has stopped, and is status 1.
+
+    Where one device's collective operation has failed, since its peer is gone, and another device's still waits, what
+    they send one another no longer matches: gloo then aborts from a thread of its own, sooner at times than _Watch sees
+    the peer go. No exception tells, and Python's own handlers run too late: this one is C's.
+    """
+    if jax.process_count() == 1 or os.name != "posix":
+        yield
+        return
+    line = f"train: {_lost()}\n".encode()
+
+    def said(number: int) -> None:
+        del number
+        os.write(2, line)
+        os._exit(1)
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(said)
+    install = ctypes.CDLL(None).signal
+    install.restype, install.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+    before = install(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        install(signal.SIGABRT, before)
 
 
 class _Watch:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -217,6 +218,23 @@ def test_two_processes_share_the_rows_of_images_too(images, tmp_path):
     for each in map(ended, processes):
         assert each.status == 0, each.errors
     np.testing.assert_allclose(losses(tmp_path / "rows"), losses(tmp_path / "one"), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_abort_says_that_another_process_has_stopped(inside):
+    """From C, where no exception tells; afterwards an abort is one again."""
+    code = f"""
+import ctypes, jax
+from experiments.train import sharding
+jax.process_count = lambda: 2
+with sharding._said_on_abort():
+    if {inside}:
+        ctypes.CDLL(None).abort()
+ctypes.CDLL(None).abort()
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert found.returncode == (1 if inside else -signal.SIGABRT)
+    assert ("another process has stopped; --resume goes on" in found.stderr) == inside
 
 
 def test_a_process_that_dies_stops_the_others_and_the_run_goes_on_with_other_devices(images, tmp_path):
