@@ -41,7 +41,7 @@ def pitch(axis: Axis) -> int:
     return -(-max(axis.input + axis.low, seen, axis.output * axis.stride) // axis.stride) * axis.stride
 
 
-def abreast(batch: Any, geometry: Geometry, channels: int, out: int, most_bytes: int = MOST_BYTES) -> int:
+def abreast(batch: Any, geometry: Geometry, channels: int, out: int, most_bytes: float = MOST_BYTES) -> int:
     """How many images side by side: the fewest, a divisor of the batch, whose rows are of ROW_FLOPS, or all.
 
     Fewer, where they and their results take more than most_bytes, and one does not.
@@ -97,14 +97,14 @@ def missing(channels: int) -> int:
 
 
 def convolve(
-    x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, most_bytes: int = MOST_BYTES
+    x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, most_bytes: float = MOST_BYTES
 ) -> jax.Array:
     batch, channels, out = x.shape[0], x.shape[-1], w.shape[-1]
     cut = bands(batch, geometry, channels, out)
     if cut > 1:
         parts, band = _cut(x, geometry.axes[0], cut)
         inner = Geometry((band, geometry.axes[1]))
-        y = convolve(parts, w, inner, precision, dtype, windows.MAPPED**2)  # copied already: all side by side
+        y = convolve(parts, w, inner, precision, dtype, math.inf)  # copied already: all side by side
         return y.reshape(batch, cut * band.output, *y.shape[2:])[:, : geometry.output[0]]
     count, more = abreast(batch, geometry, channels, out, most_bytes), (missing(channels), missing(out))
     if (count <= 1 and not any(more)) or not isinstance(batch, int):

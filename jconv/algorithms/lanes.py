@@ -64,11 +64,7 @@ def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
     at_once = _at_once(last.window, each, out * x.dtype.itemsize)
     runs = -(-last.window // at_once)
     more = runs * at_once - last.window  # taps of zeros, so that all runs are alike
-    if more:
-        x = lax.pad(
-            x, jnp.zeros((), x.dtype), [(0, 0, 0)] * len(geometry.axes) + [(0, more * last.dilation, 0), (0, 0, 0)]
-        )
-        w = lax.pad(w, jnp.zeros((), w.dtype), [(0, 0, 0)] * len(lead) + [(0, more, 0), (0, 0, 0), (0, 0, 0)])
+    x, w = windows.pad_axis(x, -2, 0, more * last.dilation), windows.pad_axis(w, -3, 0, more)
     rows = w.reshape(-1, runs * at_once, each, groups, out // groups)
     width = (last.output - 1) * last.stride + (at_once - 1) * last.dilation + 1
     shape = (x.shape[0], *((axis.output - 1) * axis.stride + 1 for axis in lead), width, x.shape[-1])
@@ -108,10 +104,7 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     runs = -(-last.output // PLACES)
     run = -(-last.output // runs)
     missing = runs * run - last.output  # places beyond the last, whose g is 0
-    widen = lambda array, places: lax.pad(
-        array, jnp.zeros((), dtype), [(0, 0, 0)] * (array.ndim - 2) + [(0, places, 0), (0, 0, 0)]
-    )
-    x, g = (widen(x, missing * last.stride), widen(g, missing)) if missing else (x, g)
+    x, g = windows.pad_axis(x, -2, 0, missing * last.stride), windows.pad_axis(g, -2, 0, missing)
     rows, reach = [axis.output for axis in lead], (run - 1) * last.stride + last.reach
 
     def under(x: jax.Array, g: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -88,9 +88,9 @@ def extreme(x: Array, *, geometry: Geometry, largest: bool, platform: str) -> Ar
     """The best of each window; a NaN is the best of all."""
     lost, better = identity(x.dtype, largest), _better(largest)
     if geometry.taps > FOLDED and long_windows.covers(geometry):
-        operation, least = lax.max if largest else lax.min, _ordered_identity(x.dtype, largest)
         if x.dtype not in views.HALVES:  # XLA's own reduction, of an array as it is, is the fastest
-            return _covered(lax.reduce(x, jnp.array(least, x.dtype), operation, tuple(range(1, x.ndim - 1))), x)
+            return (jnp.max if largest else jnp.min)(x, tuple(range(1, x.ndim - 1)), keepdims=True)
+        operation, least = lax.max if largest else lax.min, _ordered_identity(x.dtype, largest)
         total = long_windows.folded(lambda x, number: views.ordered(x, largest), x, operation, least, platform)
         return views.disordered(total, x.dtype)
     for stage in _stages(geometry):
@@ -100,11 +100,6 @@ def extreme(x: Array, *, geometry: Geometry, largest: bool, platform: str) -> Ar
         else:
             x = long_windows.reduced(x, part, better, lost, platform)
     return x
-
-
-def _covered(total: Array, x: Array) -> Array:
-    """What is one number an image and channel, as a result of one place."""
-    return lax.expand_dims(total, range(1, x.ndim - 1))
 
 
 def _better(largest: bool) -> Callable[[Array, Array], Array]:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
+from jconv.algorithms import windows
 from jconv.geometry import Axis, Geometry
 
 Product = Callable[[jax.Array, jax.Array, Geometry, Any, Any], jax.Array]
@@ -49,8 +49,7 @@ def kernel_grad(
 ) -> jax.Array:
     last, channels, to = geometry.axes[-1], x.shape[-1], dense(geometry)
     count = to.axes[-1].input
-    ends = (last.low, count * last.stride - last.low - last.input, 0)
-    x = lax.pad(x, jnp.zeros((), x.dtype), [*[(0, 0, 0)] * (x.ndim - 2), ends, (0, 0, 0)])
+    x = windows.pad_axis(x, -2, last.low, count * last.stride - last.low - last.input)
     x = x.reshape(*x.shape[:-2], count, last.stride * channels)
     dw = inner(x, g, to, precision, dtype)
     dw = dw.reshape(*dw.shape[:-3], -1, channels, g.shape[-1])

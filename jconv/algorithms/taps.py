@@ -77,9 +77,7 @@ def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, dtype: Any) -> jax
     at_once = _at_once(last.window, each)
     runs = -(-last.window // at_once)
     more = runs * at_once - last.window  # taps of zeros, so that all runs are alike
-    w = lax.pad(w, jnp.zeros((), dtype), [(0, 0, 0)] * len(lead) + [(0, more, 0), (0, 0, 0), (0, 0, 0)])
-    beyond = [(0, 0, 0)] * (padded.ndim - 2) + [(0, more * last.dilation, 0), (0, 0, 0)]
-    padded = lax.pad(padded, jnp.zeros((), dtype), beyond)
+    w, padded = windows.pad_axis(w, -3, 0, more), windows.pad_axis(padded, -2, 0, more * last.dilation)
     width = (last.output - 1) * last.stride + 1
     seen = width + (at_once - 1) * last.dilation
     shape = (x.shape[0], *((axis.output - 1) * axis.stride + 1 for axis in lead), seen, padded.shape[-1])
@@ -143,10 +141,7 @@ def _summed(
     *lead, last = geometry.axes
     runs = -(-last.output // run)
     missing = runs * run - last.output  # places beyond the last, whose g is 0
-    widen = lambda array, places: lax.pad(
-        array, jnp.zeros((), dtype), [(0, 0, 0)] * (array.ndim - 2) + [(0, places, 0), (0, 0, 0)]
-    )
-    x, g = (widen(x, missing * last.stride), widen(g, missing)) if missing else (x, g)
+    x, g = windows.pad_axis(x, -2, 0, missing * last.stride), windows.pad_axis(g, -2, 0, missing)
     rows, reach = [axis.output for axis in lead], (run - 1) * last.stride + 1
     window = [axis.reach for axis in lead]
 
@@ -185,7 +180,7 @@ def _runs_of_taps(
     runs, seen = -(-last.window // at_once), (last.output - 1) * last.stride + 1 + (at_once - 1) * last.dilation
     x = windows.pad(x, geometry)
     missing = (runs - 1) * at_once * last.dilation + seen - x.shape[-2]
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * (x.ndim - 2) + [(0, max(0, missing), 0), (0, 0, 0)])
+    x = windows.pad_axis(x, -2, 0, max(0, missing))
     whole = [dataclasses.replace(axis, input=n, low=0) for axis, n in zip(lead, x.shape[1:-2], strict=True)]
     some = dataclasses.replace(last, input=seen, window=at_once, low=0)
     inner = dataclasses.replace(geometry, axes=(*whole, some))

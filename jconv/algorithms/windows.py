@@ -43,6 +43,15 @@ def pad(x: jax.Array, geometry: Geometry, value: float | int = 0) -> jax.Array:
     return lax.pad(x, jnp.array(value, x.dtype), ((0, 0, 0), *widths, (0, 0, 0)))
 
 
+def pad_axis(x: jax.Array, dim: int, low: int, high: int) -> jax.Array:
+    """x with so many zeros before and after it along one axis."""
+    if low == high == 0:
+        return x
+    widths = [(0, 0, 0)] * x.ndim
+    widths[dim] = (low, high, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), widths)
+
+
 def padded_length(axis: Axis) -> int:
     """Length of the axis after pad."""
     return axis.low + dilated(axis.input, axis.input_dilation) + axis.high
@@ -71,7 +80,7 @@ def turned(w: jax.Array, groups: int) -> jax.Array:
     return lax.rev(w, range(len(window)))
 
 
-def images_at_once(batch: Any, bytes_each: int, most_bytes: int) -> int | None:
+def images_at_once(batch: Any, bytes_each: int, most_bytes: float) -> int | None:
     """The largest part of the batch, a divisor of it, that takes most_bytes at most, or one image; None for all.
 
     A symbolic batch, as in an export, is not split.
