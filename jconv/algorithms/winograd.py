@@ -4,8 +4,10 @@ The result is cut into tiles of 2 x 2 places, which see 4 x 4 elements of the in
     B^T = [1 0 -1 0; 0 1 1 0; 0 -1 1 0; 0 1 0 -1]   G = [1 0 0; .5 .5 .5; .5 -.5 .5; 0 0 1]   A^T = [1 1 1 0; 0 1 -1 -1]
     y  = A^T [ (G w G^T) * (B^T x B) ] A             a tile of the result; * is, for each of the 16, a matrix product
     dw = G^T [ sum over tiles (B^T x B) * (A g A^T) ] G    its transpose in w: the kernel gradient
-Every entry of B^T x B is the sum of four shifted slices, so the 16 arrays (tiles, in) are 16 fused loops; the products
-are independent of one another and keep all cores busy, which lax's convolution on a CPU does not for few channels.
+The first and last of four rows of B^T are x[k] - x[k + 2] for k = 0 and 1, the others x[2] + x[1] and x[2] - x[1]: each
+pair is one expression, with a sign that is 1 and -1, so that B^T x B is four fused loops, of four slices each, and not
+sixteen: a loop takes longer to compile than to run. Each is the operand of a batched matrix product; all four keep all
+cores busy, which lax's convolution on a CPU does not for few channels. A^T m A is one loop in the same way.
 Entries of A, B and G are halves or whole: small whole numbers stay exact. An infinity spreads over its tile as NaN.
 Cost: 16 * tiles * in * out multiply-adds, a 2.25th of the convolution's, and 4 * (in + out) additions a place.
 Source: Lavin and Gray 2016, Fast algorithms for convolutional neural networks, section 4.1.
@@ -29,9 +31,9 @@ FORMS_BYTES = 4 << 20
 CHUNK_BYTES = 14 << 20  # of the 16 arrays before and after the products, of which some two thirds live at once:
 # beyond 32 MiB glibc's malloc maps fresh pages for every call, which costs more than the products
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-KERNEL = np.kron(G, G)  # (16, 9): G w G^T of a kernel as a vector of taps
-
-Slices = Callable[[int, int], jax.Array]
+PAIRS = np.stack([G[0], -G[3]]), G[1:3]  # the last row's other sign is that of A's last row, which is left out there
+GROUPS = [np.einsum("ia,jb->jiab", rows, columns).reshape(4, 9) for rows in PAIRS for columns in PAIRS]
+Pair = Callable[[jax.Array, int, int], jax.Array]  # of x, an axis and its tiles: a pair of rows of a matrix, (2, ...)
 
 
 def applies(geometry: Geometry) -> bool:
@@ -44,54 +46,71 @@ def tiles(geometry: Geometry) -> int:
     return math.prod(-(-places // 2) for places in geometry.output)
 
 
-def _times_bt(at: Callable[[int], jax.Array]) -> list[jax.Array]:
-    """B^T along one axis, of the four slices at(0) to at(3)."""
-    return [at(0) - at(2), at(1) + at(2), at(2) - at(1), at(1) - at(3)]
+def _signed(x: jax.Array, axis: int) -> jax.Array:
+    """x and -x along an axis of length 1."""
+    sign = jnp.array([1, -1], x.dtype)
+    return x * sign.reshape([2 if i == axis else 1 for i in range(x.ndim)])
 
 
-def _times_a(at: Callable[[int], jax.Array]) -> list[jax.Array]:
-    """A along one axis, of the two slices at(0) and at(1)."""
-    return [at(0), at(0) + at(1), at(0) - at(1), -at(1)]
+def _evens_and_odds(x: jax.Array, axis: int) -> jax.Array:
+    """(2, ...): every second place of an axis, from the first and from the second on."""
+    x = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x, axis + 1, 0)
 
 
-def _sixteen(times: Callable[..., list[jax.Array]], at: Slices) -> list[jax.Array]:
-    """A two-sided product of a tile, M at M^T, its 16 entries in row-major order, each as (tiles, channels)."""
-    column = functools.cache(lambda j: times(lambda k: at(k, j)))  # traced once, not for each of the entries
-    entries = itertools.chain.from_iterable(times(lambda j, i=i: column(j)[i]) for i in range(4))
-    return [entry.reshape(-1, entry.shape[-1]) for entry in entries]
+def _every_second(x: jax.Array, axis: int, tiles: int, first: int) -> jax.Array:
+    """(1, ...): the element of that number of each tile along an axis."""
+    return lax.slice_in_dim(x, first, first + 2 * tiles - 1, 2, axis=axis)[None]
 
 
-def _every_second(x: jax.Array, rows: int, columns: int) -> Slices:
-    """at(i, j): element (i, j) of each of rows x columns tiles of x, (images, rows, columns, channels)."""
-    n, c = x.shape[0], x.shape[-1]
-    return lambda i, j: lax.slice(x, (0, i, j, 0), (n, i + 2 * rows - 1, j + 2 * columns - 1, c), (1, 2, 2, 1))
+def _outer_of_bt(x: jax.Array, axis: int, tiles: int) -> jax.Array:
+    """x[0] - x[2] and x[1] - x[3] of each tile."""
+    at = lambda first: lax.slice_in_dim(x, first, first + 2 * tiles, axis=axis)
+    return _evens_and_odds(at(0) - at(2), axis)
+
+
+def _inner_of_bt(x: jax.Array, axis: int, tiles: int) -> jax.Array:
+    """x[2] + x[1] and x[2] - x[1]."""
+    return _every_second(x, axis, tiles, 2) + _signed(_every_second(x, axis, tiles, 1), 0)
+
+
+def _outer_of_a(g: jax.Array, axis: int, tiles: int) -> jax.Array:
+    """g[0] and g[1], the latter not negated."""
+    del tiles
+    return _evens_and_odds(g, axis)
+
+
+def _inner_of_a(g: jax.Array, axis: int, tiles: int) -> jax.Array:
+    """g[0] + g[1] and g[0] - g[1]."""
+    return _every_second(g, axis, tiles, 0) + _signed(_every_second(g, axis, tiles, 1), 0)
+
+
+BT, A = (_outer_of_bt, _inner_of_bt), (_outer_of_a, _inner_of_a)
+
+
+def _groups(matrix: tuple[Pair, Pair], x: jax.Array, shape: tuple[int, int]) -> list[jax.Array]:
+    """A two-sided product of each tile, M x M^T, as GROUPS has it: four times (4, tiles, channels)."""
+    pairs = (along(down(x, 1, shape[0]), 3, shape[1]) for down, along in itertools.product(matrix, matrix))
+    return [pair.reshape(4, -1, x.shape[-1]) for pair in pairs]
 
 
 def _kernel_forms(w: jax.Array, dtype: Any) -> list[jax.Array]:
-    """G w G^T: 16 matrices (in, out); large ones entry by entry, since one array of all would be copied once more."""
+    """G w G^T: four times (4, in, out)."""
     c, o = w.shape[-2:]
-    w = w.astype(dtype)
-    if 16 * c * o * w.dtype.itemsize > FORMS_BYTES:
-        half = jnp.asarray(0.5, dtype)
-        times = lambda at: [at(0), (at(0) + at(1) + at(2)) * half, (at(0) - at(1) + at(2)) * half, at(2)]
-        return _sixteen(times, lambda i, j: w[i, j])
-    flat = lax.dot_general(
-        jnp.asarray(KERNEL, dtype), w.reshape(9, c * o), (((1,), (0,)), ((), ())),
-        precision=lax.Precision.HIGHEST,
-    )  # fmt: skip
-    return [flat[k].reshape(c, o) for k in range(16)]
+    flat = w.astype(dtype).reshape(9, c * o)
+    product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    return [product(jnp.asarray(group, dtype), flat).reshape(4, c, o) for group in GROUPS]
 
 
 def _tile_results(padded: jax.Array, forms: list[jax.Array], shape: tuple[int, int], product: Any) -> jax.Array:
-    """(images, 2 * rows, 2 * columns, out) of the padded input of rows x columns tiles."""
-    rows, columns = shape
-    n, out = padded.shape[0], forms[0].shape[-1]
-    entries = map(product, _sixteen(_times_bt, _every_second(padded, rows, columns)), forms)
-    m = [entry.reshape(n, rows, columns, out) for entry in entries]
-    first = [m[j] + m[4 + j] + m[8 + j] for j in range(4)]  # A^T along the rows of the tile,
-    second = [m[4 + j] - m[8 + j] - m[12 + j] for j in range(4)]
-    along = lambda r: jnp.stack([r[0] + r[1] + r[2], r[1] - r[2] - r[3]], axis=3)  # then along its columns
-    return jnp.stack([along(first), along(second)], axis=2).reshape(n, 2 * rows, 2 * columns, out)
+    """(images, 2 * rows, 2 * columns, out) of the padded input of rows x columns tiles: A^T m A of each."""
+    (rows, columns), n, out = shape, padded.shape[0], forms[0].shape[-1]
+    m = (y.reshape(2, 2, n, rows, columns, out) for y in map(product, _groups(BT, padded, shape), forms))
+    outer, across, down, both = (y.transpose(2, 3, 1, 4, 0, 5) for y in m)
+    pick = lambda y, axis, k: lax.slice_in_dim(y, k, k + 1, axis=axis)
+    added = lambda outer, inner, axis: outer + (pick(inner, axis, 0) + _signed(pick(inner, axis, 1), axis))
+    y = added(added(outer, across, 4), added(down, both, 4), 2)  # (images, rows, 2, columns, 2, out)
+    return y.reshape(n, 2 * rows, 2 * columns, out)
 
 
 def _shape(geometry: Geometry) -> tuple[int, int]:
@@ -140,7 +159,7 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     run = functools.partial(_convolve, geometry=geometry, precision=precision, dtype=dtype)
     if 64 * w.shape[-2] * w.shape[-1] <= FORMS_BYTES:
         return run(x, w)
-    return windows.apart(run, x, w)  # a turned kernel is turned once, not in each of 16 sums; what is large goes first
+    return windows.apart(run, x, w)  # a turned kernel is turned once, and what is large goes first
 
 
 def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
@@ -174,18 +193,17 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     x, g = x.astype(dtype), g.astype(dtype)
     most = windows.summed_at_once(x, g, 64 * channels * out, CHUNK_BYTES)
     images, some = _parts(batch, geometry, channels + out, most)
-    sides = (((0,), (0,)), ((), ()))
+    sides = (((1,), (1,)), ((0,), (0,)))
     product = functools.partial(
         lax.dot_general, dimension_numbers=sides, precision=precision, preferred_element_type=dtype
     )
 
     def run(padded: jax.Array, g: jax.Array, rows: int) -> list[jax.Array]:
         g = _widen(g, (0, 0), (2 * rows, 2 * columns))
-        lhs = _sixteen(_times_bt, _every_second(padded, rows, columns))
-        return list(map(product, lhs, _sixteen(_times_a, _every_second(g, rows, columns))))
+        return list(map(product, _groups(BT, padded, (rows, columns)), _groups(A, g, (rows, columns))))
 
     whole = lambda x: _widen(x, _lows(geometry), (2 * rows + 2, 2 * columns + 2))
-    zeros = [jnp.zeros((channels, out), dtype)] * 16
+    zeros = [jnp.zeros((4, channels, out), dtype)] * 4
     add = lambda total, part: list(map(jnp.add, total, part))
     if images is None:
         total = run(whole(x), g, rows)
@@ -204,6 +222,6 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
             return add(total, run(_block(x, image, place, some, geometry), there, some))
 
         total = lax.fori_loop(0, batch * blocks, one, zeros)
-    m = jnp.stack([entry.reshape(-1) for entry in total])  # G^T [..] G
-    dw = lax.dot_general(jnp.asarray(KERNEL, dtype), m, (((0,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
-    return dw.reshape(3, 3, channels, out)
+    terms = zip(np.concatenate(GROUPS), (entries[i] for entries in total for i in range(4)), strict=True)
+    # G^T [..] G: one loop, and no array of all entries beside them
+    return functools.reduce(lax.add, (jnp.asarray(share.reshape(3, 3, 1, 1), dtype) * m for share, m in terms))
