@@ -37,7 +37,7 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
 
     def run(x: jax.Array) -> jax.Array:
         def add(index: Any, total: jax.Array) -> jax.Array:
-            flat = lax.dynamic_slice_in_dim(x, index * band, band, axis=1).reshape(-1, x.shape[-1])
+            flat = windows.take_along(x, index * band, band, axis=1).reshape(-1, x.shape[-1])
             z = lax.dot_general(rows, flat, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=dtype)
             return fold.add(z.reshape(geometry.taps, out, x.shape[0], band, *space), index * band, total)
 
@@ -91,8 +91,8 @@ class _Fold:
 
         def add(t: jax.Array, total: jax.Array) -> jax.Array:
             at = (phase[t], zero, zero, start[t, 0] + first, *(start[t, i] for i in range(1, len(space))))
-            here = lax.dynamic_slice(total, at, (1, out, batch, *space))
-            return lax.dynamic_update_slice(total, here + lax.dynamic_index_in_dim(z, t, 0), at)
+            here = windows.take(total, at, (1, out, batch, *space))
+            return windows.put(total, here + windows.take_one(z, t, keepdims=True), at)
 
         return lax.fori_loop(0, z.shape[0], add, total)
 

@@ -71,12 +71,12 @@ def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
 
     def under(x: jax.Array, rows: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The input under some taps, and these taps of the kernel."""
-        row, tap = index // runs, index % runs * at_once
-        place = jnp.unravel_index(row, [axis.window for axis in lead]) if lead else ()
+        row, run = windows.unravelled(index, (rows.shape[0], runs))
+        place, tap = windows.unravelled(row, [axis.window for axis in lead]) if lead else (), run * at_once
         at = [t * axis.dilation for t, axis in zip(place, lead, strict=True)]
-        here = lax.dynamic_slice(x, (0, *at, tap * last.dilation, 0), shape)
+        here = windows.take(x, (0, *at, tap * last.dilation, 0), shape)
         here = lax.slice(here, (0,) * here.ndim, here.shape, (1, *(axis.stride for axis in lead), 1, 1))
-        taps = lax.dynamic_slice(rows, (row, tap, 0, 0, 0), (1, at_once, *rows.shape[2:]))[0]
+        taps = windows.take(rows, (row, tap, 0, 0, 0), (1, at_once, *rows.shape[2:]))[0]
         return here.reshape(*here.shape[:-1], groups, each), taps
 
     def add(index: jax.Array, y: jax.Array) -> jax.Array:
@@ -109,12 +109,12 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
 
     def under(x: jax.Array, g: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The input that a run of windows sees, and their cotangents."""
-        n, *place, block = jnp.unravel_index(index, (batch, *rows, runs))
+        n, *place, block = windows.unravelled(index, (batch, *rows, runs))
         at = [p * axis.stride for p, axis in zip(place, lead, strict=True)]
         seen = (1, *(axis.reach for axis in lead), reach, x.shape[-1])
-        here = lax.dynamic_slice(x, (n, *at, block * run * last.stride, 0), seen)[0]
+        here = windows.take(x, (n, *at, block * run * last.stride, 0), seen)[0]
         here = lax.slice(here, (0,) * here.ndim, here.shape, (*(axis.dilation for axis in lead), 1, 1))
-        there = lax.dynamic_slice(g, (n, *place, block * run, 0), (1, *(1 for _ in rows), run, out))
+        there = windows.take(g, (n, *place, block * run, 0), (1, *(1 for _ in rows), run, out))
         return here.reshape(*here.shape[:-1], groups, each), there.reshape(run, groups, depth)
 
     def add(index: Any, total: jax.Array) -> jax.Array:

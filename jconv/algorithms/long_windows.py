@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jconv.algorithms import views
+from jconv.algorithms import views, windows
 from jconv.algorithms.views import Blocks, apart
 from jconv.geometry import Axis, Geometry
 
@@ -130,7 +130,7 @@ def _loop(compute: Any, places: Sequence[Array], geometry: Geometry, initial: Se
 
     def step(shift: Any, carry: Any) -> Any:
         start = blocks.shifts - 1 - shift
-        seen = [lax.dynamic_slice_in_dim(v, start, blocks.count, dim) for v in padded]
+        seen = [windows.take_along(v, start, blocks.count, dim) for v in padded]
         seen = [lax.expand_dims(v, (dim + 1,)) for v in seen]
         taps = blocks.taps(shift).reshape([-1 if j == dim + 1 else 1 for j in range(seen[0].ndim)])
         return compute(taps, *seen, *carry)

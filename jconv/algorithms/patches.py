@@ -134,10 +134,10 @@ def _by_rows(
     part = dataclasses.replace(first, output=rows, low=0, input=(rows - 1) * first.stride + first.reach)
 
     def add(index: jax.Array, total: jax.Array) -> jax.Array:
-        image, block = index // blocks, index % blocks * rows
+        image, block = windows.unravelled(index, (x.shape[0], blocks))
         zeros = (0,) * (x.ndim - 2)
-        here = lax.dynamic_slice(x, (image, block * first.stride, *zeros), (1, part.input, *x.shape[2:]))
-        there = lax.dynamic_slice(g, (image, block, *zeros), (1, rows, *g.shape[2:]))
+        here = windows.take(x, (image, block * rows * first.stride, *zeros), (1, part.input, *x.shape[2:]))
+        there = windows.take(g, (image, block * rows, *zeros), (1, rows, *g.shape[2:]))
         return total + run(here, there, dataclasses.replace(geometry, axes=(part, *rest)))
 
     return lax.fori_loop(0, x.shape[0] * blocks, add, total)

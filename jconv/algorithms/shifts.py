@@ -120,7 +120,7 @@ def _plane_after_plane(x: jax.Array, g: jax.Array, geometry: Geometry, precision
     one = dataclasses.replace(geometry, axes=(Axis(length, 1, axis.output, axis.stride), *rest))
 
     def plane(tap: jax.Array) -> jax.Array:
-        under = lax.dynamic_slice_in_dim(x, tap * axis.dilation, length, axis=1)
+        under = windows.take_along(x, tap * axis.dilation, length, axis=1)
         return _kernel_grad(under, g, one, precision, dtype)[0]
 
     return lax.map(plane, jnp.arange(axis.window))
@@ -141,7 +141,7 @@ def _row_after_row(x: jax.Array, g: jax.Array, geometry: Geometry, precision: An
     narrow = out < channels
 
     def products(image: Any, place: Any, taps: Sequence[int]) -> list[jax.Array]:
-        row = lambda array, at: lax.dynamic_slice(array, (image, at, 0, 0), (1, 1, *array.shape[2:]))[0, 0]
+        row = lambda array, at: windows.take(array, (image, at, 0, 0), (1, 1, *array.shape[2:]))[0, 0]
         there = row(g, place)
         under = [row(x, place * axis.stride + tap * axis.dilation - axis.low) for tap in taps]
         pairs = [(there, here) if narrow else (here, there) for here in under]

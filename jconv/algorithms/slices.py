@@ -121,8 +121,8 @@ def _blocks(geometry: Geometry, x: jax.Array, out: int) -> tuple[int, Geometry]:
 def _block(x: jax.Array, index: jax.Array, blocks: int, part: Geometry) -> jax.Array:
     """The planes under the windows of block `index` of x, padded along its first axis, side by side as channels."""
     axis, rest = part.axes[0], (0,) * (x.ndim - 2)
-    start = index % blocks * (axis.output * axis.stride)
-    here = lax.dynamic_slice(x, (index // blocks, start, *rest), (1, axis.input, *x.shape[2:]))
+    image, block = windows.unravelled(index, (x.shape[0], blocks))
+    here = windows.take(x, (image, block * axis.output * axis.stride, *rest), (1, axis.input, *x.shape[2:]))
     return _side_by_side(here, part)
 
 
@@ -137,7 +137,8 @@ def _block_after_block(
 
     def write(index: jax.Array, y: jax.Array) -> jax.Array:
         here = inner(_block(padded, index, blocks, part), kernel, plane, precision, dtype)
-        return lax.dynamic_update_slice(y, here[None], (index // blocks, index % blocks * block, *(0,) * geometry.rank))
+        image, place = windows.unravelled(index, (x.shape[0], blocks))
+        return windows.put(y, here[None], (image, place * block, *(0,) * geometry.rank))
 
     # Into the result's own shape: a reshape after the loop would keep XLA from adding a bias where it stands.
     return lax.fori_loop(0, x.shape[0] * blocks, write, jnp.zeros((x.shape[0], *geometry.output, out), dtype))
@@ -152,7 +153,7 @@ def _kernel_grad_of_blocks(
     padded, flat = _padded_first(x, geometry), g.reshape(-1, block, *g.shape[2:])
 
     def add(index: jax.Array, total: jax.Array) -> jax.Array:
-        there = lax.dynamic_index_in_dim(flat, index, keepdims=False)
+        there = windows.take_one(flat, index)
         return total + inner(_block(padded, index, blocks, part), there, plane, precision, dtype)
 
     zeros = jnp.zeros((*plane.window, axis.window * each, out), dtype)
@@ -168,7 +169,7 @@ def _alike(geometry: Geometry) -> bool:
 
 def _plane_under(x: jax.Array, axis: Axis, tap: jax.Array) -> jax.Array:
     """(batch * output, *rest, channels) of x, padded along its first axis, under a tap."""
-    part = lax.dynamic_slice_in_dim(x, tap * axis.dilation, (axis.output - 1) * axis.stride + 1, axis=1)
+    part = windows.take_along(x, tap * axis.dilation, (axis.output - 1) * axis.stride + 1, axis=1)
     return lax.slice_in_dim(part, 0, part.shape[1], axis.stride, axis=1).reshape(-1, *x.shape[2:])
 
 
@@ -183,7 +184,7 @@ def _loop_over_taps(
     x = _padded_first(x, geometry)
 
     def add(tap: jax.Array, total: jax.Array) -> jax.Array:
-        kernel = lax.dynamic_index_in_dim(w, tap, keepdims=False)
+        kernel = windows.take_one(w, tap)
         return total + inner(_plane_under(x, axis, tap), kernel, rest, precision, dtype).reshape(shape)
 
     return lax.fori_loop(0, axis.window, add, jnp.zeros(shape, dtype))

@@ -11,6 +11,8 @@ import dataclasses
 import functools
 import itertools
 import math
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,6 +30,7 @@ MOVED = 16  # taps up to which a part of the result is computed where it is writ
 CHUNK_BYTES = 4 << 20  # of the padded images of one step of a kernel gradient
 SUM_BYTES = 1 << 20  # of the sums of a kernel gradient; a core's second-level cache
 SHORTEST = 8  # places of a run, if there are as many
+IN_STEP = 8  # rows whose products are added to a sum in one pass over it
 
 
 def applies(geometry: Geometry, channels: int, out: int) -> bool:
@@ -85,11 +88,11 @@ def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, dtype: Any) -> jax
 
     def under(padded: jax.Array, rows: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The input under a run of taps, and these taps of the kernel."""
-        *place, run = jnp.unravel_index(index, [*(axis.window for axis in lead), runs])
+        *place, run = windows.unravelled(index, [*(axis.window for axis in lead), runs])
         at = [t * axis.dilation for t, axis in zip(place, lead, strict=True)]
-        here = lax.dynamic_slice(padded, (0, *at, run * at_once * last.dilation, 0), shape)
+        here = windows.take(padded, (0, *at, run * at_once * last.dilation, 0), shape)
         here = lax.slice(here, (0,) * here.ndim, here.shape, (1, *(axis.stride for axis in lead), 1, 1))
-        return here, lax.dynamic_index_in_dim(rows, index, keepdims=False)
+        return here, windows.take_one(rows, index)
 
     def add(index: jax.Array, total: jax.Array) -> jax.Array:
         # An index inside of the sum keeps it from being a vector.
@@ -120,7 +123,7 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     size = images or batch
 
     def some(index: Any, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        here, there = (lax.dynamic_slice_in_dim(array, index * size, size) for array in (x, g))
+        here, there = (windows.take_along(array, index * size, size) for array in (x, g))
         return _summed(here, there, geometry, run, sums)
 
     sums = (zeros,) * last.window
@@ -139,37 +142,48 @@ def _summed(
     each, depth = x.shape[-1] // groups, g.shape[-1] // groups
     x, g = _alike(windows.pad(x, geometry), each, depth).astype(dtype), _alike(g, depth, each).astype(dtype)
     *lead, last = geometry.axes
-    runs = -(-last.output // run)
-    missing = runs * run - last.output  # places beyond the last, whose g is 0
-    x, g = windows.pad_axis(x, -2, 0, missing * last.stride), windows.pad_axis(g, -2, 0, missing)
-    rows, reach = [axis.output for axis in lead], (run - 1) * last.stride + 1
-    window = [axis.reach for axis in lead]
+    counts = [batch, *(axis.output for axis in lead), -(-last.output // run)]  # of images, rows and runs of a row
+    several = _taken_at_once(counts)
+    steps = [-(-count // n) if n > 1 else count for count, n in zip(counts, several, strict=True)]
+    whole = [count * n for count, n in zip(steps, several, strict=True)]
+    missing = [n - count for count, n in zip(counts, whole, strict=True)]
+    missing[-1] = whole[-1] * run - last.output  # places beyond the last, whose g is 0
+    for dim, (more, stride) in enumerate(zip(missing, (1, *(axis.stride for axis in geometry.axes)), strict=True)):
+        x, g = windows.pad_axis(x, dim, 0, more * stride), windows.pad_axis(g, dim, 0, more)
+    seen = (1, *(axis.reach for axis in lead), (run - 1) * last.stride + last.reach, x.shape[-1])
+    strides = (1, *(axis.stride for axis in lead), last.stride)
 
     def add(index: Any, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        n, *place, block = jnp.unravel_index(index, (batch, *rows, runs))
-        at = [p * axis.stride for p, axis in zip(place, lead, strict=True)]
-        here = lax.dynamic_slice(
-            x, (n, *at, block * run * last.stride, 0), (1, *window, reach + last.reach - 1, x.shape[-1])
-        )[0]
-        here = lax.slice(here, (0,) * here.ndim, here.shape, (*(axis.dilation for axis in lead), 1, 1))
-        there = lax.dynamic_slice(g, (n, *place, block * run, 0), (1, *(1 for _ in rows), run, g.shape[-1]))
-        there = there.reshape(run, g.shape[-1])
-        taps = (last.dilation * t for t in range(last.window))
-        shifted = (lax.slice_in_dim(here, t, t + reach, last.stride, axis=-2) for t in taps)
-        return tuple(total + part * there for total, part in zip(sums, shifted, strict=True))
-
-    total = batch * math.prod(rows) * runs
-    unrolled = min(8, max(1, UNROLLED // last.window)) if isinstance(total, int) else 1
-
-    def several(index: Any, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        for i in range(unrolled):
-            sums = add(index * unrolled + i, sums)
+        first = [step * n for step, n in zip(windows.unravelled(index, steps), several, strict=True)]
+        for more in itertools.product(*map(range, several)):
+            *at, block = map(operator.add, first, more)
+            at = (*at, block * run)
+            # One slice for all of a step would keep each tap's sum from being a vector.
+            here = windows.take(x, (*(p * stride for p, stride in zip(at, strides, strict=True)), 0), seen)[0]
+            here = lax.slice(here, (0,) * here.ndim, here.shape, (*(axis.dilation for axis in lead), 1, 1))
+            there = windows.take(g, (*at, 0), (1, *(1 for _ in lead), run, g.shape[-1])).reshape(run, g.shape[-1])
+            taps = (last.dilation * t for t in range(last.window))
+            shifted = (lax.slice_in_dim(here, t, t + (run - 1) * last.stride + 1, last.stride, axis=-2) for t in taps)
+            sums = tuple(total + part * there for total, part in zip(sums, shifted, strict=True))
         return sums
 
-    sums = lax.fori_loop(0, total // unrolled, several, sums)
-    for index in range(total - total % unrolled, total) if unrolled > 1 else ():
-        sums = add(index, sums)
-    return sums
+    return lax.fori_loop(0, math.prod(steps), add, sums)
+
+
+def _taken_at_once(counts: Sequence[Any]) -> list[int]:
+    """How many of each axis one step adds up: several rows, else runs, else images; of all others one."""
+
+    def few(dim: int) -> int:
+        count = counts[dim]
+        if not isinstance(count, int):
+            return 1
+        divisor = max(n for n in range(1, IN_STEP + 1) if count % n == 0)
+        if dim == 0 or 2 * divisor >= IN_STEP or divisor == count:
+            return divisor
+        return -(-count // -(-count // IN_STEP))  # as even parts as can be
+
+    best = max((*range(len(counts) - 2, 0, -1), len(counts) - 1, 0), key=few)
+    return [few(dim) if dim == best else 1 for dim in range(len(counts))]
 
 
 def _runs_of_taps(
@@ -186,7 +200,7 @@ def _runs_of_taps(
     inner = dataclasses.replace(geometry, axes=(*whole, some))
 
     def run(index: jax.Array) -> jax.Array:
-        here = lax.dynamic_slice_in_dim(x, index * at_once * last.dilation, seen, axis=-2)
+        here = windows.take_along(x, index * at_once * last.dilation, seen, axis=-2)
         return kernel_grad(here, g, inner, precision, dtype)
 
     dw = jnp.moveaxis(lax.map(run, jnp.arange(runs)), 0, len(lead))

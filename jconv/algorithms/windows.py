@@ -1,6 +1,7 @@
 """Moving data for the algorithms: crop, pad, the input under one tap, the turned kernel."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,14 @@ MAPPED = 32 << 20  # bytes beyond which every array is mapped anew by the system
 SMALL_SUM = 1 << 18  # bytes
 MOST_PARTS = 16  # that a kernel gradient is summed up in,
 PART_FLOPS = 25e6  # none smaller than this: a step of a loop has its price
+
+# Where a start is never negative: what jax does for others is a program more to compile for each, or stands in the loop
+# that reads the slice and keeps it from being a vector.
+take = functools.partial(lax.dynamic_slice, allow_negative_indices=False)
+take_along = functools.partial(lax.dynamic_slice_in_dim, allow_negative_indices=False)
+take_one = functools.partial(lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False)
+put = functools.partial(lax.dynamic_update_slice, allow_negative_indices=False)
+put_along = functools.partial(lax.dynamic_update_slice_in_dim, allow_negative_indices=False)
 
 
 def crop(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
@@ -80,6 +89,15 @@ def turned(w: jax.Array, groups: int) -> jax.Array:
     return lax.rev(w, range(len(window)))
 
 
+def unravelled(index: Any, shape: Sequence[Any]) -> list[Any]:
+    """The place of a flat index that is not negative; shape[0] may be symbolic. No arithmetic along axes of one."""
+    places = []
+    for size in reversed(shape[1:]):
+        places.append(0 if size == 1 else lax.rem(index, size))
+        index = index if size == 1 else lax.div(index, size)
+    return [index, *reversed(places)]
+
+
 def images_at_once(batch: Any, bytes_each: int, most_bytes: float) -> int | None:
     """The largest part of the batch, a divisor of it, that takes most_bytes at most, or one image; None for all.
 
@@ -105,11 +123,11 @@ def by_images(run: Callable[[jax.Array], jax.Array], x: jax.Array, images: int |
     """
     if images is None:
         return run(x)
-    take = lambda index: lax.dynamic_slice_in_dim(x, index * images, images)
+    part = lambda index: take_along(x, index * images, images)
     shape = jax.eval_shape(run, x[:images])
 
     def write(index: jax.Array, y: jax.Array) -> jax.Array:
-        return lax.dynamic_update_slice_in_dim(y, run(take(index)), index * images, axis=0)
+        return put_along(y, run(part(index)), index * images, axis=0)
 
     y = unwritten((x.shape[0], *shape.shape[1:]), shape.dtype, x)
     return lax.fori_loop(0, x.shape[0] // images, write, y)

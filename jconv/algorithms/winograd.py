@@ -141,18 +141,18 @@ def _parts(batch: Any, geometry: Geometry, channels: int, most: int) -> tuple[in
 def _block(x: jax.Array, image: Any, place: Any, rows: int, geometry: Geometry) -> jax.Array:
     """The padded input that 2 * rows rows of the results of one image see, from row `place` of the results on.
 
-    Written into an array of its own: a pad that depends on the place would be fused into each of the 16 sums.
+    Written into an array of its own: a pad that depends on the place would be fused into each of the four sums.
     """
     (low, left), (height, width), count = _lows(geometry), geometry.input, 2 * rows + 2
     taken = min(count, height)
     start = place - low
     at = jnp.clip(start, 0, height - taken)
-    part = lax.dynamic_slice(x, (image, at, 0, 0), (1, taken, width, x.shape[-1]))
+    part = windows.take(x, (image, at, 0, 0), (1, taken, width, x.shape[-1]))
     wide = jnp.zeros((1, taken + 2 * count, 2 * _shape(geometry)[1] + 2, x.shape[-1]), x.dtype)
-    wide = lax.dynamic_update_slice(wide, part, (0, count, left, 0))
-    here = lax.dynamic_slice_in_dim(wide, count + start - at, count, axis=1)
+    wide = windows.put(wide, part, (0, count, left, 0))
+    here = windows.take_along(wide, count + start - at, count, axis=1)
     own = jnp.zeros((1, count + 1, *wide.shape[2:]), x.dtype)
-    return lax.dynamic_update_slice(own, here, (0, jnp.minimum(image, 0), 0, 0))
+    return windows.put(own, here, (0, jnp.minimum(image, 0), 0, 0))
 
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
@@ -180,9 +180,10 @@ def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dt
     blocks = -(-height // (2 * some))  # the last one ends with the image, and may compute some rows again
 
     def write(index: Any, y: jax.Array) -> jax.Array:
-        image, place = index // blocks, jnp.minimum(index % blocks * 2 * some, height - 2 * some)
+        image, block = windows.unravelled(index, (batch, blocks))
+        place = lax.min(block * 2 * some, height - 2 * some)
         part = _tile_results(_block(x, image, place, some, geometry), forms, (some, columns), product)
-        return lax.dynamic_update_slice(y, part[:, :, :width], (image, place, 0, 0))
+        return windows.put(y, part[:, :, :width], (image, place, 0, 0))
 
     return lax.fori_loop(0, batch * blocks, write, windows.unwritten((batch, height, width, out), dtype, x))
 
@@ -217,8 +218,9 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
         g = _widen(g, (0, 0), (2 * some * blocks, g.shape[2]))
 
         def one(index: Any, total: list[jax.Array]) -> list[jax.Array]:
-            image, place = index // blocks, index % blocks * 2 * some
-            there = lax.dynamic_slice(g, (image, place, 0, 0), (1, 2 * some, *g.shape[2:]))
+            image, block = windows.unravelled(index, (batch, blocks))
+            place = block * 2 * some
+            there = windows.take(g, (image, place, 0, 0), (1, 2 * some, *g.shape[2:]))
             return add(total, run(_block(x, image, place, some, geometry), there, some))
 
         total = lax.fori_loop(0, batch * blocks, one, zeros)
