@@ -79,13 +79,6 @@ _inner_kernel_grad = functools.partial(_compute, "kernel_grad")
 
 MOST_PATCHES = 1 << 21  # elements of one example's patches up to which a few examples are computed at a time
 
-
-def _one_group(product: str, lhs: jax.Array, rhs: jax.Array, geometry: Geometry, *rest: Any) -> jax.Array:
-    """One group of a grouped product: by patches if it has few channels, else by the best of the table."""
-    few = max(lhs.shape[-1], rhs.shape[-1]) <= worth.FEW and patches.applies(geometry) and not matmul.applies(geometry)
-    return _compute(product, lhs, rhs, geometry, *rest, algorithm="patches" if few else "auto")
-
-
 TABLE = (
     Row(
         "matmul",
@@ -175,8 +168,8 @@ TABLE = (
         lambda p: grouped.applies(p.geometry),
         lambda p: p.inexact and (worth.undilated(p) or worth.group_by_group(p)) and not worth.wide_groups_of_lines(p),
         "groups of some channels: one dense convolution a group, from cache",
-        convolve=functools.partial(grouped.convolve, inner=functools.partial(_one_group, "convolve")),
-        kernel_grad=functools.partial(grouped.kernel_grad, inner=functools.partial(_one_group, "kernel_grad")),
+        convolve=functools.partial(grouped.convolve, inner=_inner),
+        kernel_grad=functools.partial(grouped.kernel_grad, inner=_inner_kernel_grad),
     ),
     Row(
         "space_to_depth",
@@ -196,7 +189,7 @@ TABLE = (
     Row(
         "shifts",
         lambda p: shifts.applies(p.geometry),
-        lambda p: worth.tap_by_tap(p) or worth.volume_by_taps(p) or worth.plane_kernel_grad(p) == "shifts",
+        lambda p: worth.tap_by_tap(p) or worth.plane_kernel_grad(p) == "shifts",
         "many channels, and taps that often see padding: one matrix product a tap",
         convolve=shifts.convolve,
         kernel_grad=shifts.kernel_grad,

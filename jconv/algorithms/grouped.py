@@ -7,7 +7,6 @@ algorithm for a dense convolution. Cost: the convolution's multiply-adds and two
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -85,8 +84,8 @@ def _map(group: Callable[[Any], jax.Array], operands: tuple[jax.Array, jax.Array
 
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product) -> jax.Array:
-    batch, out = x.shape[0], w.shape[-1]
-    joined = _joined(geometry, x.shape[-1], out)
+    batch, channels, out = x.shape[0], x.shape[-1], w.shape[-1]
+    joined = _joined(geometry, channels, out)
     groups = geometry.groups // joined
     images = _images(x, geometry, out, groups)
 
@@ -104,19 +103,24 @@ def _by_rows(x: jax.Array, g: jax.Array, geometry: Geometry, run: Callable[..., 
 
     lax adds the terms of a dense kernel gradient one after the other; those of a grouped one it adds more exactly.
     """
-    axis, parts = geometry.axes[0], []
+    axis = geometry.axes[0]
     count = min(ROWS, math.prod(geometry.output) // PART) if axis.output >= 4 * ROWS else 1
-    step = -(-axis.output // max(1, count))
-    for first in range(0, axis.output, step):
-        last = min(axis.output, first + step)
-        start = first * axis.stride - axis.low  # the element under tap 0 of the first place
-        begin, end = max(0, start), min(axis.input, (last - 1) * axis.stride - axis.low + axis.reach)
-        if end <= begin:
-            continue
-        here = dataclasses.replace(axis, input=end - begin, output=last - first, low=begin - start)
-        part = dataclasses.replace(geometry, axes=(here, *geometry.axes[1:]))
-        parts.append(run(lax.slice_in_dim(x, begin, end, axis=1), lax.slice_in_dim(g, first, last, axis=1), part))
-    return functools.reduce(jnp.add, parts)
+    if count < 2:
+        return run(x, g, geometry)
+    parts = next((n for n in range(count, count // 2, -1) if axis.output % n == 0), count)
+    rows = -(-axis.output // parts)
+    missing = parts * rows - axis.output  # rows beyond the last, whose g is 0
+    here = dataclasses.replace(axis, input=(rows - 1) * axis.stride + axis.reach, output=rows, low=0)
+    part = dataclasses.replace(geometry, axes=(here, *geometry.axes[1:]))
+    x = windows.pad_axis(x, 1, axis.low, axis.high + missing * axis.stride)
+    g = windows.pad_axis(g, 1, 0, missing)
+
+    def add(index: Any, total: jax.Array) -> jax.Array:
+        seen = windows.take_along(x, index * rows * axis.stride, here.input, axis=1)
+        return total + run(seen, windows.take_along(g, index * rows, rows, axis=1), part)
+
+    shape = jax.eval_shape(lambda x, g: run(x[:, : here.input], g[:, :rows], part), x, g)
+    return lax.fori_loop(0, parts, add, jnp.zeros(shape.shape, shape.dtype))
 
 
 def kernel_grad(

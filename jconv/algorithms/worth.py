@@ -31,11 +31,11 @@ from jconv.algorithms import (
 )
 from jconv.geometry import Geometry
 
-FEW = 16  # channels of a group, in and out, up to which its patches and one product beat a lax convolution
+FEW = 16  # channels that are one or two vectors
 MOSTLY_INSIDE = 0.76  # of the taps' places on the input, from which leaving out the others saves too little
 SLICED_FLOPS = 200  # a copied element of x, from which the copy is worth it,
 SLICED_FLOPS_OF_FEW = 48  # and with stride 1 where lax gathers at most FEWEST_GATHERED channels one by one,
-STEPPED_FLOPS_OF_FEW = 80  # or with a larger one
+STEPPED_FLOPS_OF_FEW = 100  # or with a larger one
 FEWEST_GATHERED = 4
 FOLDED_BYTES = 16 << 20  # of the columns of an image, dilated or of a volume: beyond, they leave the caches
 FOLDED_BYTES_OF_FEW = 2 << 20  # the same where the taps are few for each output
@@ -54,9 +54,8 @@ SMALL_IMAGE = 1 << 10  # places of an image, or of all, of which a few taps' pro
 SMALLEST_IMAGE = 64  # places
 SMALL_LINE = 256  # the same along one axis
 MANY = 128  # channels
-VERY_MANY = 256
-SMALL_VOLUME = 1 << 24  # elements under all taps
 LONG_ROW = 96  # elements
+LEAST_STEPPED = 25  # taps of a strided window from which lines of few channels beat their patches
 LEAST_LINES = 16  # taps from which lines of FEW channels beat their patches
 LARGEST_RESULT = 16 << 20  # bytes that an allocator keeps; those of a second buffer it gives back; see windows.MAPPED
 SHUFFLED = 65  # channels whose multiply-adds take a nanosecond
@@ -202,7 +201,21 @@ def plane_kernel_grad(problem: Problem) -> str | None:
             if steps and shifts.applies(geometry) and math.prod(geometry.output) <= SMALL_IMAGE:
                 return "shifts"
             few = geometry.taps < LEAST_LINES
+    if few and steps and patches.applies(geometry):
+        return steps_of_few(geometry, channels)
     return "patches" if few and patches.applies(geometry) else "slices" if slices.applies(geometry) else None
+
+
+def steps_of_few(geometry: Geometry, channels: int) -> str:
+    """Few channels and a stride: blocks that fill the window are copied whole; else lines, or patches of few taps.
+
+    A patch is a copy of each tap, of as many elements as there are channels, and a loop to compile.
+    """
+    many = geometry.taps >= LEAST_STEPPED
+    blocks = space_to_depth.applies(geometry) and space_to_depth.waste(geometry) == 1
+    if blocks and (geometry.axes[-1].stride >= LONG_STRIDE or not many):
+        return "space_to_depth"
+    return "slices" if many and 1 < channels <= FEWEST_GATHERED and slices.applies(geometry) else "patches"
 
 
 def gathered_by_rows(problem: Problem) -> bool:
@@ -542,18 +555,6 @@ def interleaved_wins(problem: Problem) -> bool:
     return 1.1 * winograd_seconds(inner) < other
 
 
-def volume_by_taps(problem: Problem) -> bool:
-    """A 3-D kernel gradient of very many channels: its products compile in a third of the time of Winograd's planes.
-
-    They take 1.3 times as long to run; with the other two products the layer would take 4 s to compile. But x under
-    all taps may be held at once: of small volumes alone.
-    """
-    geometry = problem.geometry
-    many = min(problem.channels, problem.out) >= VERY_MANY and shifts.applies(geometry)
-    many &= geometry.taps * math.prod(geometry.input) * problem.channels <= SMALL_VOLUME
-    return problem.product == "kernel_grad" and geometry.rank > 2 and problem.real and many
-
-
 def winograd_planes(problem: Problem) -> bool:
     """Whether Winograd's form of each plane under each tap takes less than a product a tap without the padding."""
     geometry, images = problem.geometry, problem.batch
@@ -570,6 +571,5 @@ def planes(problem: Problem) -> bool:
     """Three spatial axes, which lax computes on a naive path; but what goes tap by tap goes so at once."""
     if problem.geometry.rank < 3 or not slices.applies(problem.geometry):
         return False
-    by_tap = volume_by_taps(problem) or (tap_by_tap(problem) and not winograd_planes(problem))
-    whole = shifts.applies(problem.geometry) and by_tap
+    whole = shifts.applies(problem.geometry) and tap_by_tap(problem) and not winograd_planes(problem)
     return not (whole or thin(problem) or few_of_volume(problem))
