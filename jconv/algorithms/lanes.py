@@ -4,11 +4,11 @@
     dw[t, c, group, :] = sum over n, p of x[n, a, group, c] g[n, p, group, :]
 Each sum is a fused loop whose innermost axis is the group's outputs, which XLA:CPU makes a vector of: nothing is
 brought together by group, no zeros are multiplied, and a few lines compile in a third of the time of a convolution a
-group. What a loop reads from a place that changes is copied first: an index inside of it keeps it from being a vector.
+group. Each term has slices of its own: XLA makes a function of one that several share, and then no vector of the sum.
 Cost: the convolution's multiply-adds, each with two loads, and a pass over what is summed up for every few of them.
 """
 
-import functools
+import itertools
 import math
 from typing import Any
 
@@ -20,11 +20,11 @@ from jconv.algorithms import windows
 from jconv.geometry import Geometry
 
 MOST_CHANNELS = 32  # of a group, in and out
+VECTOR = 8  # outputs
 UNROLLED = 64  # multiply-adds written out in one loop
 KERNEL_BYTES = 1 << 16  # of the kernel in one loop
 PASS = 8  # what a pass over the result costs, in multiply-adds
 PLACES = 16  # the same of a kernel gradient
-CHAINS = 4  # sums side by side: an addition waits for the one before
 CHUNK_BYTES = 2 << 20  # of input and result of the images taken at once
 SUMMED = 32  # passes of a kernel gradient that are added up before their sum is added to that of the others
 
@@ -44,11 +44,6 @@ def _at_once(window: int, each: int, bytes_each: int) -> int:
     return window if most == window else min(range(1, max(1, most) + 1), key=cost)
 
 
-def _total(terms: list[jax.Array]) -> jax.Array:
-    chains = [functools.reduce(lax.add, terms[i::CHAINS]) for i in range(min(CHAINS, len(terms)))]
-    return functools.reduce(lax.add, chains)
-
-
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     del precision  # elementwise products are exact to the dtype
     out = w.shape[-1]
@@ -59,39 +54,56 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
 
 def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
     groups, each, out = geometry.groups, w.shape[-2], w.shape[-1]
-    *lead, last = geometry.axes
+    depth = out // groups
     x = windows.pad(x, geometry)
+    if _written_out(geometry.taps, each, depth, out * x.dtype.itemsize):
+        x, w = x.reshape(*x.shape[:-1], groups, each), w.reshape(*w.shape[:-1], groups, depth)
+        taps = itertools.product(itertools.product(*map(range, geometry.window)), range(each))
+        terms = [_under(x, geometry, tap, c) * w[(*tap, c)] for tap, c in taps]
+        return windows.total(terms).reshape(x.shape[0], *geometry.output, out)
+    *lead, last = geometry.axes
     at_once = _at_once(last.window, each, out * x.dtype.itemsize)
     runs = -(-last.window // at_once)
     more = runs * at_once - last.window  # taps of zeros, so that all runs are alike
     x, w = windows.pad_axis(x, -2, 0, more * last.dilation), windows.pad_axis(w, -3, 0, more)
-    rows = w.reshape(-1, runs * at_once, each, groups, out // groups)
-    width = (last.output - 1) * last.stride + (at_once - 1) * last.dilation + 1
-    shape = (x.shape[0], *((axis.output - 1) * axis.stride + 1 for axis in lead), width, x.shape[-1])
-
-    def under(x: jax.Array, rows: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The input under some taps, and these taps of the kernel."""
-        row, run = windows.unravelled(index, (rows.shape[0], runs))
-        place, tap = windows.unravelled(row, [axis.window for axis in lead]) if lead else (), run * at_once
-        at = [t * axis.dilation for t, axis in zip(place, lead, strict=True)]
-        here = windows.take(x, (0, *at, tap * last.dilation, 0), shape)
-        here = lax.slice(here, (0,) * here.ndim, here.shape, (1, *(axis.stride for axis in lead), 1, 1))
-        taps = windows.take(rows, (row, tap, 0, 0, 0), (1, at_once, *rows.shape[2:]))[0]
-        return here.reshape(*here.shape[:-1], groups, each), taps
+    x = x.reshape(*x.shape[:-1], groups, each)
+    rows = w.reshape(-1, runs * at_once, each, groups, depth)
+    seen = (x.shape[0], *((axis.output - 1) * axis.stride + 1 for axis in geometry.axes), groups, 1)
+    steps = (1, *(axis.stride for axis in geometry.axes), 1, 1)
 
     def add(index: jax.Array, y: jax.Array) -> jax.Array:
-        here, taps = windows.apart(under, x, rows, index)
+        row, run = windows.unravelled(index, (rows.shape[0], runs))
+        place = windows.unravelled(row, [axis.window for axis in lead]) if lead else ()
+        at = [t * axis.dilation for t, axis in zip(place, lead, strict=True)]
         terms = []
-        for t in range(at_once):
-            start = t * last.dilation
-            stop = start + (last.output - 1) * last.stride + 1
-            shifted = lax.slice_in_dim(here, start, stop, last.stride, axis=-3)
-            terms += [shifted[..., c, None] * taps[t, c] for c in range(each)]
-        return y + _total(terms)
+        for t, c in itertools.product(range(at_once), range(each)):
+            tap = run * at_once + t
+            here = windows.take(x, (0, *at, tap * last.dilation, 0, c), seen)
+            here = lax.slice(here, (0,) * here.ndim, here.shape, steps)
+            terms.append(here * windows.take(rows, (row, tap, c, 0, 0), (1, 1, 1, groups, depth))[0, 0])
+        return y + windows.total(terms)
 
-    zeros = jnp.zeros((x.shape[0], *geometry.output, groups, out // groups), x.dtype)
+    zeros = jnp.zeros((x.shape[0], *geometry.output, groups, depth), x.dtype)
     y = lax.fori_loop(0, rows.shape[0] * runs, add, zeros)
     return y.reshape(x.shape[0], *geometry.output, out)
+
+
+def _written_out(taps: int, each: int, depth: int, bytes_each: int) -> bool:
+    """Whether one loop adds up all taps: few, or of half a vector, and their kernel is not too large."""
+    most = UNROLLED if depth >= VECTOR else 2 * UNROLLED
+    return taps * each <= most and taps * each * bytes_each <= KERNEL_BYTES
+
+
+def _under(x: jax.Array, geometry: Geometry, tap: tuple[int, ...], channel: int) -> jax.Array:
+    """(batch, *output, groups, 1): one channel of padded x (.., groups, in) under a tap.
+
+    A slice for each tap and channel: one that several terms share would keep their sum from being a vector.
+    """
+    starts = [t * axis.dilation for t, axis in zip(tap, geometry.axes, strict=True)]
+    stops = [b + (axis.output - 1) * axis.stride + 1 for b, axis in zip(starts, geometry.axes, strict=True)]
+    steps = [axis.stride for axis in geometry.axes]
+    stops = (x.shape[0], *stops, x.shape[-2], channel + 1)
+    return lax.slice(x, (0, *starts, 0, channel), stops, (1, *steps, 1, 1))
 
 
 def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
@@ -105,27 +117,21 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     run = -(-last.output // runs)
     missing = runs * run - last.output  # places beyond the last, whose g is 0
     x, g = windows.pad_axis(x, -2, 0, missing * last.stride), windows.pad_axis(g, -2, 0, missing)
-    rows, reach = [axis.output for axis in lead], (run - 1) * last.stride + last.reach
-
-    def under(x: jax.Array, g: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The input that a run of windows sees, and their cotangents."""
-        n, *place, block = windows.unravelled(index, (batch, *rows, runs))
-        at = [p * axis.stride for p, axis in zip(place, lead, strict=True)]
-        seen = (1, *(axis.reach for axis in lead), reach, x.shape[-1])
-        here = windows.take(x, (n, *at, block * run * last.stride, 0), seen)[0]
-        here = lax.slice(here, (0,) * here.ndim, here.shape, (*(axis.dilation for axis in lead), 1, 1))
-        there = windows.take(g, (n, *place, block * run, 0), (1, *(1 for _ in rows), run, out))
-        return here.reshape(*here.shape[:-1], groups, each), there.reshape(run, groups, depth)
+    rows = [axis.output for axis in lead]
+    seen = (1, *(axis.reach for axis in lead), last.reach, x.shape[-1])
+    steps = (1, *(axis.dilation for axis in geometry.axes), 1)
 
     def add(index: Any, total: jax.Array) -> jax.Array:
-        here, there = windows.apart(under, x, g, index)
+        n, *place, block = windows.unravelled(index, (batch, *rows, runs))
+        at = [p * axis.stride for p, axis in zip(place, lead, strict=True)]
         terms = []
         for p in range(run):
-            start = p * last.stride
-            seen = lax.slice_in_dim(here, start, start + last.reach, last.dilation, axis=-3)
-            seen = jnp.moveaxis(seen, -2, 0)[..., None]  # (groups, *window, in, 1)
-            terms.append(seen * there[p].reshape(groups, *(1 for _ in geometry.window), 1, depth))
-        return total + _total(terms)
+            here = windows.take(x, (n, *at, (block * run + p) * last.stride, 0), seen)
+            here = lax.slice(here, (0,) * here.ndim, here.shape, steps)[0]
+            here = jnp.moveaxis(here.reshape(*here.shape[:-1], groups, each), -2, 0)[..., None]
+            there = windows.take(g, (n, *place, block * run + p, 0), (1, *(1 for _ in rows), 1, out))
+            terms.append(here * there.reshape(groups, *(1 for _ in geometry.window), 1, depth))
+        return total + windows.total(terms)
 
     zeros = jnp.zeros((groups, *geometry.window, each, depth), dtype)
     count = batch * math.prod(rows) * runs

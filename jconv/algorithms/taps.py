@@ -73,8 +73,8 @@ def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, dtype: Any) -> jax
 
     if geometry.taps * each <= UNROLLED:
         taps = itertools.product(*map(range, geometry.window))
-        parts = (product(windows.under_tap(padded, geometry, tap), w[tap]) for tap in taps)
-        return functools.reduce(lax.add, parts).reshape(x.shape[0], *geometry.output, out)
+        parts = [product(windows.under_tap(padded, geometry, tap), w[tap]) for tap in taps]
+        return windows.total(parts).reshape(x.shape[0], *geometry.output, out)
 
     *lead, last = geometry.axes
     at_once = _at_once(last.window, each)

@@ -15,6 +15,7 @@ from jconv.geometry import Axis, Geometry, dilated
 MAPPED = 32 << 20  # bytes beyond which every array is mapped anew by the system: another one is worth avoiding
 SMALL_SUM = 1 << 18  # bytes
 MOST_PARTS = 16  # that a kernel gradient is summed up in,
+CHAINS = 4
 PART_FLOPS = 25e6  # none smaller than this: a step of a loop has its price
 
 # Where a start is never negative: what jax does for others is a program more to compile for each, or stands in the loop
@@ -96,6 +97,12 @@ def unravelled(index: Any, shape: Sequence[Any]) -> list[Any]:
         places.append(0 if size == 1 else lax.rem(index, size))
         index = index if size == 1 else lax.div(index, size)
     return [index, *reversed(places)]
+
+
+def total(terms: Sequence[jax.Array]) -> jax.Array:
+    """The sum of terms that one loop computes, as CHAINS sums: in each, an addition waits for the one before."""
+    chains = [functools.reduce(lax.add, terms[i::CHAINS]) for i in range(min(CHAINS, len(terms)))]
+    return functools.reduce(lax.add, chains)
 
 
 def images_at_once(batch: Any, bytes_each: int, most_bytes: float) -> int | None:
