@@ -21,8 +21,11 @@ from jconv.geometry import Geometry
 
 MOST_CHANNELS = 32  # of a group, in and out
 VECTOR = 8  # outputs
-UNROLLED = 64  # multiply-adds written out in one loop
-KERNEL_BYTES = 1 << 16  # of the kernel in one loop
+WRITTEN_OUT = 64  # multiply-adds of a window that one loop adds up, twice as many of half a vector,
+WRITTEN_BYTES = 1 << 16  # if their kernel is no larger; else there are passes,
+UNROLLED = 256  # of so many multiply-adds of single elements,
+LEAST = 16  # and at least so many of a single vector,
+KERNEL_BYTES = 1 << 15  # of so much of the kernel
 PASS = 8  # what a pass over the result costs, in multiply-adds
 PLACES = 16  # the same of a kernel gradient
 CHUNK_BYTES = 2 << 20  # of input and result of the images taken at once
@@ -34,14 +37,16 @@ def applies(geometry: Geometry, channels: int, out: int) -> bool:
     return geometry.groups > 1 and undilated and max(channels, out) <= MOST_CHANNELS * geometry.groups
 
 
-def _at_once(window: int, each: int, bytes_each: int) -> int:
+def _at_once(window: int, each: int, depth: int, bytes_each: int) -> int:
     """How many taps of the last axis, of `each` channels, are written out in one pass over the result.
 
-    Few passes, few taps of zeros, and no more of the kernel than a core's first cache holds: a place reads it all.
+    Few passes and few taps of zeros; but no more terms than LLVM keeps in registers, nor of the kernel than the first
+    cache holds, since a place reads it all; and no fewer than LEAST of one vector, which it would take apart instead.
     """
-    most = min(window, UNROLLED // each, max(1, KERNEL_BYTES // (each * bytes_each)))
+    least = min(window, -(-LEAST // each)) if depth <= VECTOR else 1
+    most = min(window, UNROLLED // (each * depth), KERNEL_BYTES // (each * bytes_each))
     cost = lambda taps: -(-window // taps) * (taps * each + PASS)
-    return window if most == window else min(range(1, max(1, most) + 1), key=cost)
+    return min(range(least, max(least, most) + 1), key=cost)
 
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
@@ -62,7 +67,7 @@ def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
         terms = [_under(x, geometry, tap, c) * w[(*tap, c)] for tap, c in taps]
         return windows.total(terms).reshape(x.shape[0], *geometry.output, out)
     *lead, last = geometry.axes
-    at_once = _at_once(last.window, each, out * x.dtype.itemsize)
+    at_once = _at_once(last.window, each, depth, out * x.dtype.itemsize)
     runs = -(-last.window // at_once)
     more = runs * at_once - last.window  # taps of zeros, so that all runs are alike
     x, w = windows.pad_axis(x, -2, 0, more * last.dilation), windows.pad_axis(w, -3, 0, more)
@@ -90,8 +95,8 @@ def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
 
 def _written_out(taps: int, each: int, depth: int, bytes_each: int) -> bool:
     """Whether one loop adds up all taps: few, or of half a vector, and their kernel is not too large."""
-    most = UNROLLED if depth >= VECTOR else 2 * UNROLLED
-    return taps * each <= most and taps * each * bytes_each <= KERNEL_BYTES
+    most = WRITTEN_OUT if depth >= VECTOR else 2 * WRITTEN_OUT
+    return taps * each <= most and taps * each * bytes_each <= WRITTEN_BYTES
 
 
 def _under(x: jax.Array, geometry: Geometry, tap: tuple[int, ...], channel: int) -> jax.Array:

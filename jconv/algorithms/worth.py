@@ -59,8 +59,7 @@ LEAST_STEPPED = 25  # taps of a strided window from which lines of few channels 
 LEAST_LINES = 16  # taps from which lines of FEW channels beat their patches
 LARGEST_RESULT = 16 << 20  # bytes that an allocator keeps; those of a second buffer it gives back; see windows.MAPPED
 SHUFFLED = 65  # channels whose multiply-adds take a nanosecond
-LANES = 8  # channels of a group up to which its convolution is one vector, or half; three times as many, unless
-ALIASED = 256  # divides the channels
+LANES = 24  # channels of a group up to which its convolution is some vectors
 MOST_WASTED = 1.13  # taps that are computed, for each of the kernel's,
 LONG_STRIDE = 4  # where their blocks are so long;
 MOST_WASTED_OF_FEW = 1.15  # and in planes of fewer than NARROW channels
@@ -242,7 +241,7 @@ def small_kernel_grad(problem: Problem) -> str | None:
         return "slices"
     if few_of_one_image(problem):
         return "lax"
-    few = problem.channels <= FEWEST_GATHERED or out < LANES  # the second: x and g change places
+    few = problem.channels <= FEWEST_GATHERED or out < lanes.VECTOR  # the second: x and g change places
     if operations > SMALL_SUM or many or few:
         return None
     if batch >= 16 or (batch >= 4 and out >= NARROW):
@@ -396,14 +395,10 @@ def rows_of_patches(problem: Problem) -> bool:
 
 
 def lanes_win(problem: Problem) -> bool:
-    """Many groups whose outputs fill a vector; of a convolution few more, since larger ones are products from cache.
-
-    Places whose channels lie a power of two apart meet in the same lines of a cache: 16 groups of 16 lose to 12.
-    """
+    """Many groups whose outputs fill a vector; of a convolution few more, since larger ones are products from cache."""
     groups = problem.geometry.groups
     each, depth = problem.channels // groups, problem.out // groups
-    aliased = problem.geometry.rank > 1 and (problem.channels % ALIASED == 0 or problem.out % ALIASED == 0)
-    most = lanes.MOST_CHANNELS if problem.product != "convolve" else LANES if aliased else 3 * LANES
+    most = lanes.MOST_CHANNELS if problem.product != "convolve" else LANES
     return groups >= 4 and depth % 4 == 0 and max(each, depth) <= most
 
 
