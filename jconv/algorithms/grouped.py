@@ -84,8 +84,8 @@ def _map(group: Callable[[Any], jax.Array], operands: tuple[jax.Array, jax.Array
 
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product) -> jax.Array:
-    batch, channels, out = x.shape[0], x.shape[-1], w.shape[-1]
-    joined = _joined(geometry, channels, out)
+    batch, out = x.shape[0], w.shape[-1]
+    joined = _joined(geometry, x.shape[-1], out)
     groups = geometry.groups // joined
     images = _images(x, geometry, out, groups)
 

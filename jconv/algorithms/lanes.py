@@ -104,9 +104,7 @@ def _under(x: jax.Array, geometry: Geometry, tap: tuple[int, ...], channel: int)
 
     A slice for each tap and channel: one that several terms share would keep their sum from being a vector.
     """
-    starts = [t * axis.dilation for t, axis in zip(tap, geometry.axes, strict=True)]
-    stops = [b + (axis.output - 1) * axis.stride + 1 for b, axis in zip(starts, geometry.axes, strict=True)]
-    steps = [axis.stride for axis in geometry.axes]
+    starts, stops, steps = windows.places_under(geometry, tap)
     stops = (x.shape[0], *stops, x.shape[-2], channel + 1)
     return lax.slice(x, (0, *starts, 0, channel), stops, (1, *steps, 1, 1))
 

@@ -143,7 +143,7 @@ def _summed(
     x, g = _alike(windows.pad(x, geometry), each, depth).astype(dtype), _alike(g, depth, each).astype(dtype)
     *lead, last = geometry.axes
     counts = [batch, *(axis.output for axis in lead), -(-last.output // run)]  # of images, rows and runs of a row
-    several = _taken_at_once(counts)
+    several = _taken_at_once(counts, min(IN_STEP, max(1, UNROLLED // last.window)))
     steps = [-(-count // n) if n > 1 else count for count, n in zip(counts, several, strict=True)]
     whole = [count * n for count, n in zip(steps, several, strict=True)]
     missing = [n - count for count, n in zip(counts, whole, strict=True)]
@@ -170,17 +170,17 @@ def _summed(
     return lax.fori_loop(0, math.prod(steps), add, sums)
 
 
-def _taken_at_once(counts: Sequence[Any]) -> list[int]:
-    """How many of each axis one step adds up: several rows, else runs, else images; of all others one."""
+def _taken_at_once(counts: Sequence[Any], most: int) -> list[int]:
+    """How many of each axis one step adds up: up to `most` rows, else runs, else images; of all others one."""
 
     def few(dim: int) -> int:
         count = counts[dim]
         if not isinstance(count, int):
             return 1
-        divisor = max(n for n in range(1, IN_STEP + 1) if count % n == 0)
-        if dim == 0 or 2 * divisor >= IN_STEP or divisor == count:
+        divisor = max(n for n in range(1, most + 1) if count % n == 0)
+        if dim == 0 or 2 * divisor >= most or divisor == count:
             return divisor
-        return -(-count // -(-count // IN_STEP))  # as even parts as can be
+        return -(-count // -(-count // most))  # as even parts as can be
 
     best = max((*range(len(counts) - 2, 0, -1), len(counts) - 1, 0), key=few)
     return [few(dim) if dim == best else 1 for dim in range(len(counts))]

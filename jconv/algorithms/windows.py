@@ -15,8 +15,8 @@ from jconv.geometry import Axis, Geometry, dilated
 MAPPED = 32 << 20  # bytes beyond which every array is mapped anew by the system: another one is worth avoiding
 SMALL_SUM = 1 << 18  # bytes
 MOST_PARTS = 16  # that a kernel gradient is summed up in,
-CHAINS = 4
 PART_FLOPS = 25e6  # none smaller than this: a step of a loop has its price
+CHAINS = 4  # sums side by side: see total
 
 # Where a start is never negative: what jax does for others is a program more to compile for each, or stands in the loop
 # that reads the slice and keeps it from being a vector.
@@ -69,14 +69,15 @@ def padded_length(axis: Axis) -> int:
 
 def under_tap(padded: jax.Array, geometry: Geometry, tap: Sequence[int]) -> jax.Array:
     """(batch, *output, channels): the padded input that tap `tap` of each window's place lies on, a strided slice."""
+    starts, stops, steps = places_under(geometry, tap)
+    return lax.slice(padded, (0, *starts, 0), (padded.shape[0], *stops, padded.shape[-1]), (1, *steps, 1))
+
+
+def places_under(geometry: Geometry, tap: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    """Starts, stops and steps along the spatial axes of the slice of padded input under a tap."""
     starts = [t * axis.dilation for t, axis in zip(tap, geometry.axes, strict=True)]
     stops = [b + (axis.output - 1) * axis.stride + 1 for b, axis in zip(starts, geometry.axes, strict=True)]
-    return lax.slice(
-        padded,
-        (0, *starts, 0),
-        (padded.shape[0], *stops, padded.shape[-1]),
-        (1, *(axis.stride for axis in geometry.axes), 1),
-    )
+    return starts, stops, [axis.stride for axis in geometry.axes]
 
 
 def turned(w: jax.Array, groups: int) -> jax.Array:

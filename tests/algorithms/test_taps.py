@@ -94,3 +94,12 @@ def test_no_index_stands_in_the_sum():
     loops = re.findall(r"^%\S+ \([^\n]*\{\n(.*?)^\}", text, re.DOTALL | re.MULTILINE)
     sums = [loop for loop in loops if "multiply(" in loop and "f32" in loop and "add(" in loop and "slice(" in loop]
     assert sums and not any("dynamic-slice(" in loop for loop in sums)
+
+
+@pytest.mark.parametrize(("window", "products"), [((3, 3), 8 * 3), ((7, 7), 8 * 7), ((1, 13), 4 * 13), ((1, 64), 64)])
+def test_size_of_a_kernel_gradients_program(window, products):
+    """For each tap of the last axis up to IN_STEP rows are written out, and no more of both than UNROLLED."""
+    x = np.zeros((2, 16, 80, 8), np.float32)
+    f = lambda x: jconv.conv_kernel_grad(x, x, (*window, 1, 8), padding="SAME", feature_group_count=8)
+    found = re.findall(r"stablehlo\.multiply.*x8xf32>", jax.jit(f).lower(x).as_text())
+    assert len(found) == products <= taps.UNROLLED
