@@ -103,3 +103,22 @@ def test_size_of_a_kernel_gradients_program(window, products):
     f = lambda x: jconv.conv_kernel_grad(x, x, (*window, 1, 8), padding="SAME", feature_group_count=8)
     found = re.findall(r"stablehlo\.multiply.*x8xf32>", jax.jit(f).lower(x).as_text())
     assert len(found) == products <= taps.UNROLLED
+
+
+@pytest.mark.parametrize(
+    ("space", "strides"), [((13, 21), 1), ((19, 43), 2), ((3, 8, 35), 1), ((101,), 1), ((107,), 3)]
+)
+def test_rows_and_runs_that_do_not_divide(monkeypatch, space, strides):
+    """Places beyond the last are zeros of g: exact on whole numbers, where rows and runs of a row are in uneven parts."""
+    monkeypatch.setattr(taps, "SUM_BYTES", 256)
+    jax.clear_caches()
+    rng = np.random.default_rng(0)
+    options = {"padding": 1, "strides": strides, "feature_group_count": 4}
+    kernel = (*(3 for _ in space), 1, 4)
+    output = [(n - 1) // strides + 1 for n in space]
+    x, g = (rng.integers(-3, 4, (2, *size, 4)).astype(np.float32) for size in (space, output))
+    found = jax.jit(lambda x, g: jconv.conv_kernel_grad(x, g, kernel, algorithm={"kernel_grad": "taps"}, **options))(
+        x, g
+    )
+    np.testing.assert_array_equal(found, reference.conv_kernel_grad(x, g, kernel, **options))
+    jax.clear_caches()
