@@ -105,10 +105,15 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """All spatial axes of a window, and the number of groups that the channels are split into."""
+    """All spatial axes of a window, and the number of groups that the channels are split into.
+
+    turned: the kernel is that of an input gradient, turned by a view: in memory its out channels come before the in. A
+    hint to the algorithms, for the same values.
+    """
 
     axes: tuple[Axis, ...]
     groups: int = 1
+    turned: bool = False
 
     @property
     def rank(self) -> int:
@@ -134,7 +139,8 @@ class Geometry:
         return dataclasses.replace(self, axes=tuple(axis.for_kernel_grad() for axis in self.axes))
 
     def for_input_grad(self) -> "Geometry":
-        return dataclasses.replace(self, axes=tuple(axis.for_input_grad() for axis in self.axes))
+        axes = tuple(axis.for_input_grad() for axis in self.axes)
+        return dataclasses.replace(self, axes=axes, turned=not self.turned)
 
 
 def dilated(length: int, dilation: int) -> int:

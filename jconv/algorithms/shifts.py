@@ -77,10 +77,13 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
 
 def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     batch, out = x.shape[0], w.shape[-1]
+    w = windows.channels_as_stored(w, geometry)
+    sides = (((1,), (1 if geometry.turned else 0,)), ((), ()))
     y = None
     for tap, box in _boxes(geometry):
         shape = (batch, *(last - first for first, last, _ in box), out)
-        part = jnp.matmul(_under(x, geometry, box), w[tap], precision=precision, preferred_element_type=dtype)
+        under = _under(x, geometry, box)
+        part = lax.dot_general(under, w[tap], sides, precision=precision, preferred_element_type=dtype)
         part = part.reshape(shape)
         if shape[1:-1] == geometry.output:
             y = part if y is None else y + part

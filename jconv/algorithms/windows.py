@@ -91,6 +91,15 @@ def turned(w: jax.Array, groups: int) -> jax.Array:
     return lax.rev(w, range(len(window)))
 
 
+def channels_as_stored(w: jax.Array, geometry: Geometry) -> jax.Array:
+    """w (*window, in, out), or (*window, out, in) where that is how a turned kernel is stored.
+
+    A product takes either; to bring 512 x 1024 channels into the other order takes as long as their product with 400
+    places, since XLA:CPU reads single elements that are a power of two apart.
+    """
+    return w.swapaxes(-2, -1) if geometry.turned else w
+
+
 def unravelled(index: Any, shape: Sequence[Any]) -> list[Any]:
     """The place of a flat index that is not negative; shape[0] may be symbolic. No arithmetic along axes of one."""
     places = []

@@ -94,17 +94,20 @@ def _groups(matrix: tuple[Pair, Pair], x: jax.Array, shape: tuple[int, int]) -> 
     return [pair.reshape(4, -1, x.shape[-1]) for pair in pairs]
 
 
-def _kernel_forms(w: jax.Array, dtype: Any) -> list[jax.Array]:
-    """G w G^T: four times (4, in, out)."""
-    c, o = w.shape[-2:]
-    flat = w.astype(dtype).reshape(9, c * o)
+def _kernel_forms(stored: jax.Array, turned: bool, dtype: Any) -> list[jax.Array]:
+    """G w G^T of a kernel as it is stored: four times (4, in, out), or (4, out, in) of a turned one."""
+    *_, c, o = stored.shape
+    flat = stored.astype(dtype).reshape(9, c * o)
     product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-    return [product(jnp.asarray(group, dtype), flat).reshape(4, c, o) for group in GROUPS]
+    groups = [group[:, ::-1] if turned else group for group in GROUPS]  # a turned kernel's last tap is stored first
+    return [product(jnp.asarray(group, dtype), flat).reshape(4, c, o) for group in groups]
 
 
-def _tile_results(padded: jax.Array, forms: list[jax.Array], shape: tuple[int, int], product: Any) -> jax.Array:
+def _tile_results(
+    padded: jax.Array, forms: list[jax.Array], shape: tuple[int, int], out: int, product: Any
+) -> jax.Array:
     """(images, 2 * rows, 2 * columns, out) of the padded input of rows x columns tiles: A^T m A of each."""
-    (rows, columns), n, out = shape, padded.shape[0], forms[0].shape[-1]
+    (rows, columns), n = shape, padded.shape[0]
     m = (y.reshape(2, 2, n, rows, columns, out) for y in map(product, _groups(BT, padded, shape), forms))
     outer, across, down, both = (y.transpose(2, 3, 1, 4, 0, 5) for y in m)
     pick = lambda y, axis, k: lax.slice_in_dim(y, k, k + 1, axis=axis)
@@ -156,23 +159,28 @@ def _block(x: jax.Array, image: Any, place: Any, rows: int, geometry: Geometry) 
 
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
-    run = functools.partial(_convolve, geometry=geometry, precision=precision, dtype=dtype)
+    run = functools.partial(_convolve, geometry=geometry, out=w.shape[-1], precision=precision, dtype=dtype)
+    w = windows.channels_as_stored(w, geometry)
+    w = lax.rev(w, (0, 1)) if geometry.turned else w
     if 64 * w.shape[-2] * w.shape[-1] <= FORMS_BYTES:
         return run(x, w)
-    return windows.apart(run, x, w)  # a turned kernel is turned once, and what is large goes first
+    return windows.apart(run, x, w)  # what is large goes first
 
 
-def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
-    batch, channels, out = x.shape[0], x.shape[-1], w.shape[-1]
+def _convolve(x: jax.Array, stored: jax.Array, geometry: Geometry, out: int, precision: Any, dtype: Any) -> jax.Array:
+    batch, channels = x.shape[0], x.shape[-1]
     (rows, columns), (height, width) = _shape(geometry), geometry.output
-    product = functools.partial(jnp.matmul, precision=precision, preferred_element_type=dtype)
-    forms = _kernel_forms(w, dtype)
+    sides = (((2,), (2 if geometry.turned else 1,)), ((0,), (0,)))
+    product = functools.partial(
+        lax.dot_general, dimension_numbers=sides, precision=precision, preferred_element_type=dtype
+    )
+    forms = _kernel_forms(stored, geometry.turned, dtype)
     x = x.astype(dtype)
     images, some = _parts(batch, geometry, channels + out, CHUNK_BYTES)
 
     def run(x: jax.Array) -> jax.Array:
         padded = _widen(x, _lows(geometry), (2 * rows + 2, 2 * columns + 2))
-        return _tile_results(padded, forms, (rows, columns), product)[:, :height, :width]
+        return _tile_results(padded, forms, (rows, columns), out, product)[:, :height, :width]
 
     if some == rows:
         return windows.by_images(run, x, images)
@@ -182,7 +190,7 @@ def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dt
     def write(index: Any, y: jax.Array) -> jax.Array:
         image, block = windows.unravelled(index, (batch, blocks))
         place = lax.min(block * 2 * some, height - 2 * some)
-        part = _tile_results(_block(x, image, place, some, geometry), forms, (some, columns), product)
+        part = _tile_results(_block(x, image, place, some, geometry), forms, (some, columns), out, product)
         return windows.put(y, part[:, :, :width], (image, place, 0, 0))
 
     return lax.fori_loop(0, batch * blocks, write, windows.unwritten((batch, height, width, out), dtype, x))
