@@ -28,7 +28,9 @@ def applies(geometry: Geometry) -> bool:
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     batch, (length, *space), out = x.shape[0], geometry.input, w.shape[-1]
-    rows = w.reshape(geometry.taps, w.shape[-2], out).swapaxes(1, 2).reshape(geometry.taps * out, w.shape[-2])
+    stored = windows.as_stored(w, geometry)
+    stored = stored if geometry.turned else stored.swapaxes(-2, -1)
+    rows = stored.reshape(geometry.taps * out, w.shape[-2])
     shares = geometry.taps * out * math.prod(space) * jnp.dtype(dtype).itemsize  # of a place of the first axis
     bands = _bands(length, length * shares)
     band = length // bands
@@ -38,7 +40,7 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     def run(x: jax.Array) -> jax.Array:
         def add(index: Any, total: jax.Array) -> jax.Array:
             flat = windows.take_along(x, index * band, band, axis=1).reshape(-1, x.shape[-1])
-            z = lax.dot_general(rows, flat, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=dtype)
+            z = windows.rows_product(rows, flat, precision, dtype)
             return fold.add(z.reshape(geometry.taps, out, x.shape[0], band, *space), index * band, total)
 
         total = fold.zeros(out, x.shape[0], dtype)
@@ -76,8 +78,9 @@ class _Fold:
         phase = np.stack([o[0][t.ravel()] for o, t in zip(offsets, taps, strict=True)], axis=1)
         start = np.stack([o[1][t.ravel()] + b for o, t, b in zip(offsets, taps, self.before, strict=True)], axis=1)
         self.dilations = [axis.input_dilation for axis in geometry.axes]
-        self.phase = np.ravel_multi_index(tuple(phase.T), self.dilations).astype(np.int32)
-        self.start = start.astype(np.int32)
+        order = -1 if geometry.turned else 1  # a turned kernel's last tap is stored first
+        self.phase = np.ravel_multi_index(tuple(phase.T), self.dilations).astype(np.int32)[::order]
+        self.start = start.astype(np.int32)[::order]
 
     def zeros(self, out: int, batch: Any, dtype: Any) -> jax.Array:
         """Where shares are added up."""

@@ -89,10 +89,13 @@ def _joined(patches: jax.Array, out: int, most: int) -> bool:
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     groups, out = geometry.groups, w.shape[-1]
-    patches, rows = _patches(x, geometry), _rows(w, groups)
-    shape = (x.shape[0], *geometry.output)
+    patches, shape = _patches(x, geometry), (x.shape[0], *geometry.output)
     patches = patches.reshape(math.prod(shape), *patches.shape[-2:])
     product = functools.partial(jnp.matmul, precision=precision, preferred_element_type=dtype)
+    if geometry.turned and groups == geometry.taps == 1:
+        stored = windows.as_stored(w, geometry).reshape(out, -1)
+        return windows.rows_product(patches[:, 0], stored, precision, dtype).reshape(*shape, out)
+    rows = _rows(w, groups)
     if _joined(patches, out, JOINED):
         y = product(patches.reshape(patches.shape[0], -1), _diagonal(rows))
     elif groups <= APART:
@@ -164,12 +167,13 @@ def convolve_spread(x: jax.Array, w: jax.Array, geometry: Geometry, precision: A
     """The convolution of x, dilated by its stride, with w: each element of x gives one patch of the result."""
     groups, out, rank = geometry.groups, w.shape[-1], geometry.rank
     batch, channels = x.shape[0], x.shape[-1]
-    w = lax.rev(w, range(rank))  # tap t of the patch is tap window - 1 - t here
-    w = w.reshape(geometry.taps, channels // groups, groups, out // groups)
     x = x.reshape(-1, groups, channels // groups)
-    if groups == 1:
-        y = jnp.einsum("nc,tco->nto", x[:, 0], w[:, :, 0], precision=precision, preferred_element_type=dtype)
+    if geometry.turned and groups == 1:
+        stored = windows.as_stored(w, geometry).reshape(geometry.taps * out, channels)
+        y = windows.rows_product(x[:, 0], stored, precision, dtype)
     else:
+        w = lax.rev(w, range(rank))  # tap t of the patch is tap window - 1 - t here
+        w = w.reshape(geometry.taps, channels // groups, groups, out // groups)
         y = jnp.einsum("ngc,tcgo->ntgo", x, w, precision=precision, preferred_element_type=dtype)
     y = y.reshape(batch, *geometry.input, *geometry.window, out)
     order = [0, *(i for pair in zip(range(1, rank + 1), range(rank + 1, 2 * rank + 1), strict=True) for i in pair)]

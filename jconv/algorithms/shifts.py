@@ -77,21 +77,22 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
 
 def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     batch, out = x.shape[0], w.shape[-1]
-    w = windows.channels_as_stored(w, geometry)
+    w = windows.as_stored(w, geometry)
+    at = lambda tap: tuple(n - 1 - t for n, t in zip(geometry.window, tap, strict=True)) if geometry.turned else tap
     sides = (((1,), (1 if geometry.turned else 0,)), ((), ()))
     y = None
     for tap, box in _boxes(geometry):
         shape = (batch, *(last - first for first, last, _ in box), out)
         under = _under(x, geometry, box)
-        part = lax.dot_general(under, w[tap], sides, precision=precision, preferred_element_type=dtype)
+        part = lax.dot_general(under, w[at(tap)], sides, precision=precision, preferred_element_type=dtype)
         part = part.reshape(shape)
         if shape[1:-1] == geometry.output:
             y = part if y is None else y + part
             continue
         y = jnp.zeros((batch, *geometry.output, out), dtype) if y is None else y
-        at = (0, *(first for first, _, _ in box), 0)
-        here = lax.slice(y, at, tuple(a + n for a, n in zip(at, shape, strict=True)))
-        y = lax.dynamic_update_slice(y, here + part, at)
+        place = (0, *(first for first, _, _ in box), 0)
+        here = lax.slice(y, place, tuple(a + n for a, n in zip(place, shape, strict=True)))
+        y = lax.dynamic_update_slice(y, here + part, place)
     return jnp.zeros((batch, *geometry.output, out), dtype) if y is None else y
 
 

@@ -86,18 +86,25 @@ def turned(w: jax.Array, groups: int) -> jax.Array:
     Turned last: an algorithm that turns its kernel back first then leaves XLA two turns side by side, which cancel.
     """
     *window, c, o = w.shape
+    if groups == 1:
+        return lax.rev(w.swapaxes(-2, -1), range(len(window)))
     w = w.reshape(*window, c, groups, o // groups)
     w = jnp.moveaxis(w, -3, -1).swapaxes(-3, -2).reshape(*window, o // groups, groups * c)
     return lax.rev(w, range(len(window)))
 
 
-def channels_as_stored(w: jax.Array, geometry: Geometry) -> jax.Array:
-    """w (*window, in, out), or (*window, out, in) where that is how a turned kernel is stored.
+def as_stored(w: jax.Array, geometry: Geometry) -> jax.Array:
+    """w (*window, in, out), or a turned kernel turned back: (*window, out, in), its last tap first.
 
     A product takes either; to bring 512 x 1024 channels into the other order takes as long as their product with 400
     places, since XLA:CPU reads single elements that are a power of two apart.
     """
-    return w.swapaxes(-2, -1) if geometry.turned else w
+    return lax.rev(w, range(geometry.rank)).swapaxes(-2, -1) if geometry.turned else w
+
+
+def rows_product(x: jax.Array, stored: jax.Array, precision: Any, dtype: Any) -> jax.Array:
+    """x (rows, in) times the transpose of (out, in)."""
+    return lax.dot_general(x, stored, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=dtype)
 
 
 def unravelled(index: Any, shape: Sequence[Any]) -> list[Any]:

@@ -160,8 +160,7 @@ def _block(x: jax.Array, image: Any, place: Any, rows: int, geometry: Geometry) 
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     run = functools.partial(_convolve, geometry=geometry, out=w.shape[-1], precision=precision, dtype=dtype)
-    w = windows.channels_as_stored(w, geometry)
-    w = lax.rev(w, (0, 1)) if geometry.turned else w
+    w = windows.as_stored(w, geometry)
     if 64 * w.shape[-2] * w.shape[-1] <= FORMS_BYTES:
         return run(x, w)
     return windows.apart(run, x, w)  # what is large goes first
