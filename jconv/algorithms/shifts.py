@@ -10,7 +10,7 @@ beside the product where there are many channels. Images are taken a few at a ti
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -39,28 +39,39 @@ def share_inside(geometry: Geometry) -> float:
     return share
 
 
-def _boxes(geometry: Geometry) -> list[tuple[tuple[int, ...], list[tuple[int, int, int]]]]:
-    """(tap, [(first place, last place, element under the first) an axis]) of the taps that fall on the input at all.
-
-    The tap that falls on it at the most places comes first.
-    """
-    boxes = [
-        (tap, [axis.places_inside(t) for t, axis in zip(tap, geometry.axes, strict=True)])
-        for tap in itertools.product(*map(range, geometry.window))
-    ]
-    size = lambda box: math.prod(last - first for first, last, _ in box[1])
-    return sorted(filter(size, boxes), key=size, reverse=True)
+Tap = tuple[Any, Sequence[Any], Sequence[Any]]  # its number, the element under its first place, and that place
 
 
-def _under(x: jax.Array, geometry: Geometry, box: list[tuple[int, int, int]]) -> jax.Array:
-    """(images * places of the box, channels): the elements of x that the tap falls on."""
-    starts = [start for _, _, start in box]
-    stops = [
-        start + (last - first - 1) * axis.stride + 1
-        for (first, last, start), axis in zip(box, geometry.axes, strict=True)
-    ]
-    steps = (1, *(axis.stride for axis in geometry.axes), 1)
-    part = lax.slice(x, (0, *starts, 0), (x.shape[0], *stops, x.shape[-1]), steps)
+def _alike(geometry: Geometry) -> list[tuple[tuple[int, ...], list[Tap]]]:
+    """The taps that fall on the input at all, by the number of places at which they do, most places first."""
+    found: dict[tuple[int, ...], list[Tap]] = {}
+    for number, tap in enumerate(itertools.product(*map(range, geometry.window))):
+        firsts, lasts, starts = zip(*map(Axis.places_inside, geometry.axes, tap), strict=True)
+        size = tuple(last - first for first, last in zip(firsts, lasts, strict=True))
+        if math.prod(size):
+            found.setdefault(size, []).append((number, starts, firsts))
+    return sorted(found.items(), key=lambda item: math.prod(item[0]), reverse=True)
+
+
+def _each(taps: list[Tap], step: Callable[[Tap, jax.Array], jax.Array], result: jax.Array) -> jax.Array:
+    """`step` with one tap after the other: a loop compiles once, and holds what one tap needs."""
+    if len(taps) == 1:
+        return step(taps[0], result)
+    rank = len(taps[0][1])
+    table = jnp.array([(number, *starts, *firsts) for number, starts, firsts in taps])
+
+    def one(index: Any, result: jax.Array) -> jax.Array:
+        number, *at = (table[index, column] for column in range(table.shape[1]))
+        return step((number, at[:rank], at[rank:]), result)
+
+    return lax.fori_loop(0, len(taps), one, result)
+
+
+def _under(x: jax.Array, geometry: Geometry, starts: Sequence[Any], size: Sequence[int]) -> jax.Array:
+    """(images * places, channels): the elements of x that a tap falls on at `size` places, the first one at `starts`."""
+    seen = [(n - 1) * axis.stride + 1 for n, axis in zip(size, geometry.axes, strict=True)]
+    part = windows.take(x, (0, *starts, 0), (x.shape[0], *seen, x.shape[-1]))
+    part = lax.slice(part, (0,) * part.ndim, part.shape, (1, *(axis.stride for axis in geometry.axes), 1))
     return part.reshape(-1, x.shape[-1])
 
 
@@ -77,23 +88,36 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
 
 def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     batch, out = x.shape[0], w.shape[-1]
-    w = windows.as_stored(w, geometry)
-    at = lambda tap: tuple(n - 1 - t for n, t in zip(geometry.window, tap, strict=True)) if geometry.turned else tap
+    w = windows.as_stored(w, geometry).reshape(geometry.taps, *_channels(w, geometry))
     sides = (((1,), (1 if geometry.turned else 0,)), ((), ()))
     y = None
-    for tap, box in _boxes(geometry):
-        shape = (batch, *(last - first for first, last, _ in box), out)
-        under = _under(x, geometry, box)
-        part = lax.dot_general(under, w[at(tap)], sides, precision=precision, preferred_element_type=dtype)
-        part = part.reshape(shape)
-        if shape[1:-1] == geometry.output:
-            y = part if y is None else y + part
+
+    def product(tap: Tap, size: tuple[int, ...]) -> jax.Array:
+        number, starts, _ = tap
+        kernel = windows.take_one(w, geometry.taps - 1 - number if geometry.turned else number)
+        under = _under(x, geometry, starts, size)
+        part = lax.dot_general(under, kernel, sides, precision=precision, preferred_element_type=dtype)
+        return part.reshape(batch, *size, out)
+
+    for size, taps in _alike(geometry):
+        if y is None and len(taps) == 1 and size == geometry.output:
+            y = product(taps[0], size)
             continue
-        y = jnp.zeros((batch, *geometry.output, out), dtype) if y is None else y
-        place = (0, *(first for first, _, _ in box), 0)
-        here = lax.slice(y, place, tuple(a + n for a, n in zip(place, shape, strict=True)))
-        y = lax.dynamic_update_slice(y, here + part, place)
+
+        def add(tap: Tap, y: jax.Array, size: tuple[int, ...] = size) -> jax.Array:
+            if size == geometry.output:
+                return y + product(tap, size)
+            place = (0, *tap[2], 0)
+            here = windows.take(y, place, (batch, *size, out))
+            return windows.put(y, here + product(tap, size), place)
+
+        y = _each(taps, add, jnp.zeros((batch, *geometry.output, out), dtype) if y is None else y)
     return jnp.zeros((batch, *geometry.output, out), dtype) if y is None else y
+
+
+def _channels(w: jax.Array, geometry: Geometry) -> tuple[int, int]:
+    channels, out = w.shape[-2:]
+    return (out, channels) if geometry.turned else (channels, out)
 
 
 def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
@@ -177,14 +201,13 @@ def _kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any,
     products, channels, out = {}, x.shape[-1], g.shape[-1]
     places = x.shape[0] * math.prod(geometry.output)
     narrow = isinstance(places, int) and out < channels <= places  # first, see matmul.transposed_product
-    for tap, box in _boxes(geometry):
-        starts, stops = [first for first, _, _ in box], [last for _, last, _ in box]
-        there = lax.slice(g, (0, *starts, 0), (g.shape[0], *stops, g.shape[-1])).reshape(-1, g.shape[-1])
-        here = _under(x, geometry, box)
-        operands = (there, here) if narrow else (here, there)
-        products[tap] = matmul.first_axes_product(*operands, precision, dtype)
+    for size, taps in _alike(geometry):
+        for number, starts, firsts in taps:
+            there = windows.take(g, (0, *firsts, 0), (g.shape[0], *size, out)).reshape(-1, out)
+            here = _under(x, geometry, starts, size)
+            operands = (there, here) if narrow else (here, there)
+            products[number] = matmul.first_axes_product(*operands, precision, dtype)
     nothing = jnp.zeros((out, channels) if narrow else (channels, out), dtype)
-    taps = itertools.product(*map(range, geometry.window))
-    dw = jnp.stack([products.get(tap, nothing) for tap in taps])
+    dw = jnp.stack([products.get(number, nothing) for number in range(geometry.taps)])
     dw = lax.optimization_barrier(dw).swapaxes(1, 2) if narrow else dw
-    return dw.reshape(*geometry.window, x.shape[-1], g.shape[-1])
+    return dw.reshape(*geometry.window, channels, out)
