@@ -23,6 +23,7 @@ from jconv.geometry import Axis, Geometry
 MOST_TAPS = 32  # products that one program spells out
 LONG_ROW = 512  # places of a row from which a product of one row is a long sum
 CHUNK_BYTES = 4 << 20  # input and result of the images taken at once
+STACKED_BYTES = 8 << 20  # of all taps' kernel gradients, beyond which each is written where it belongs
 
 
 def applies(geometry: Geometry) -> bool:
@@ -198,16 +199,26 @@ def _row_after_row(x: jax.Array, g: jax.Array, geometry: Geometry, precision: An
 def _kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     if geometry.rank > 2 and _never_padded(geometry.axes[0]):
         return _plane_after_plane(x, g, geometry, precision, dtype)
-    products, channels, out = {}, x.shape[-1], g.shape[-1]
+    channels, out = x.shape[-1], g.shape[-1]
     places = x.shape[0] * math.prod(geometry.output)
     narrow = isinstance(places, int) and out < channels <= places  # first, see matmul.transposed_product
-    for size, taps in _alike(geometry):
-        for number, starts, firsts in taps:
-            there = windows.take(g, (0, *firsts, 0), (g.shape[0], *size, out)).reshape(-1, out)
-            here = _under(x, geometry, starts, size)
-            operands = (there, here) if narrow else (here, there)
-            products[number] = matmul.first_axes_product(*operands, precision, dtype)
-    nothing = jnp.zeros((out, channels) if narrow else (channels, out), dtype)
-    dw = jnp.stack([products.get(number, nothing) for number in range(geometry.taps)])
+    shape = (out, channels) if narrow else (channels, out)
+
+    def product(tap: Tap, size: Sequence[int]) -> jax.Array:
+        there = windows.take(g, (0, *tap[2], 0), (g.shape[0], *size, out)).reshape(-1, out)
+        here = _under(x, geometry, tap[1], size)
+        operands = (there, here) if narrow else (here, there)
+        return matmul.first_axes_product(*operands, precision, dtype)
+
+    alike = _alike(geometry)
+    if geometry.taps * channels * out * jnp.dtype(dtype).itemsize > STACKED_BYTES:
+        dw = jnp.zeros((geometry.taps, *shape), dtype)
+        for size, taps in alike:
+            write = lambda tap, dw, size=size: windows.put_along(dw, product(tap, size)[None], tap[0], axis=0)
+            dw = _each(taps, write, dw)
+    else:
+        products = {tap[0]: product(tap, size) for size, taps in alike for tap in taps}
+        nothing = jnp.zeros(shape, dtype)
+        dw = jnp.stack([products.get(number, nothing) for number in range(geometry.taps)])
     dw = lax.optimization_barrier(dw).swapaxes(1, 2) if narrow else dw
     return dw.reshape(*geometry.window, channels, out)
