@@ -32,29 +32,38 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     stored = stored if geometry.turned else stored.swapaxes(-2, -1)
     rows = stored.reshape(geometry.taps * out, w.shape[-2])
     shares = geometry.taps * out * math.prod(space) * jnp.dtype(dtype).itemsize  # of a place of the first axis
-    bands = _bands(length, length * shares)
-    band = length // bands
+    count = bands(length, length * shares)
+    band = length // count
     fold = _Fold(geometry)
     images = windows.images_at_once(batch, length * shares, CHUNK_BYTES)
 
-    def run(x: jax.Array) -> jax.Array:
+    def run(x: jax.Array, first: Any, images: Any) -> jax.Array:
+        """The result of so many images of x, from number `first` on: no copy of them beside that of a band."""
+
         def add(index: Any, total: jax.Array) -> jax.Array:
-            flat = windows.take_along(x, index * band, band, axis=1).reshape(-1, x.shape[-1])
-            z = windows.rows_product(rows, flat, precision, dtype)
-            return fold.add(z.reshape(geometry.taps, out, x.shape[0], band, *space), index * band, total)
+            here = windows.take(x, (first, index * band, *(0 for _ in space), 0), (images, band, *space, x.shape[-1]))
+            z = windows.rows_product(rows, here.reshape(-1, x.shape[-1]), precision, dtype)
+            return fold.add(z.reshape(geometry.taps, out, images, band, *space), index * band, total)
 
-        total = fold.zeros(out, x.shape[0], dtype)
-        return fold.interleaved(add(0, total) if bands == 1 else lax.fori_loop(0, bands, add, total))
+        total = fold.zeros(out, images, dtype)
+        return fold.interleaved(add(0, total) if count == 1 else lax.fori_loop(0, count, add, total))
 
-    return windows.by_images(run, x, images)
+    if images is None:
+        return run(x, 0, batch)
+
+    def write(index: Any, y: jax.Array) -> jax.Array:
+        return windows.put_along(y, run(x, index * images, images), index * images, axis=0)
+
+    y = windows.unwritten((batch, *geometry.output, out), dtype, x)
+    return lax.fori_loop(0, batch // images, write, y)
 
 
-def _bands(length: int, bytes_each: int) -> int:
-    """Parts alike of the first axis of an image, whose shares then fit a cache; 1 where they do, or none are alike."""
+def bands(length: int, bytes_each: int) -> int:
+    """Parts alike of the first axis of an image, whose shares then fit a cache; 1 where they do."""
     if bytes_each <= IMAGE_BYTES:
         return 1
     least = -(-bytes_each // CHUNK_BYTES)
-    return next((n for n in range(least, min(4 * least, length) + 1) if length % n == 0), 1)
+    return next((n for n in range(least, min(4 * least, length) + 1) if length % n == 0), length)
 
 
 class _Fold:

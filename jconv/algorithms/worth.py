@@ -286,6 +286,8 @@ def folded_wins(problem: Problem) -> bool:
         return ours < LEVEL * cost.lax_of_few(geometry, problem.channels, out)
     few = out <= 4 or (out <= 8 and FEWEST_GATHERED < problem.channels <= 32)
     held = 4 * math.prod(geometry.input) * geometry.taps * out
+    if undilated(problem):  # a large volume comes in bands
+        held //= columns.bands(geometry.input[0], held)
     least = 8 if not undilated(problem) else 3 if held <= FOLDED_BYTES_OF_FEW else 6  # a dilated fold moves more
     return few and held <= FOLDED_BYTES and geometry.taps >= least * out
 

@@ -16,6 +16,7 @@ LAYERS = [  # x, kernel, options
     ((2, 12, 5, 4), (4, 3, 4, 3), {"input_dilation": (2, 3), "kernel_dilation": (3, 1), "padding": 2}),
     ((3, 30, 4), (6, 4, 2), {"padding": ((9, 0),), "kernel_dilation": 2}),
     ((1, 8, 5, 4, 2), (3, 2, 3, 2, 2), {"padding": 1, "input_dilation": (1, 2, 1)}),
+    ((2, 13, 5, 4, 2), (3, 2, 3, 2, 2), {"padding": 1}),  # 13 rows come one by one
 ]
 
 
@@ -26,7 +27,7 @@ def test_bands_are_the_same(monkeypatch, shape, kernel, options, rows):
     row = 4 * int(np.prod(kernel[:-2])) * kernel[-1] * int(np.prod(shape[2:-1]))
     monkeypatch.setattr(columns, "CHUNK_BYTES", rows * row)
     monkeypatch.setattr(columns, "IMAGE_BYTES", 0)
-    assert columns._bands(shape[1], shape[1] * row) > 1
+    assert columns.bands(shape[1], shape[1] * row) > 1
     jax.clear_caches()
     rng = np.random.default_rng(0)
     x, k = (rng.integers(-3, 4, s).astype(np.float32) for s in (shape, kernel))
@@ -40,6 +41,17 @@ def test_a_large_image_is_not_held_under_all_taps():
     shape = lambda *dims: jax.ShapeDtypeStruct(dims, "float32")
     form = jax.jit(lambda x, k: jconv.conv(x, k, padding=4, algorithm={"forward": "columns"}))
     compiled = form.lower(shape(1, 128, 128, 16), shape(9, 9, 16, 3)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 3 * columns.CHUNK_BYTES
+
+
+@pytest.mark.parametrize("length", [32, 61])  # the latter has no parts alike but planes
+def test_a_large_volume_comes_in_bands(length):
+    """27 taps of an output at 61 x 64 x 64 places are 27 MB: neither they nor an image of x are held for a band."""
+    shape = lambda *dims: jax.ShapeDtypeStruct(dims, "float32")
+    form = jax.jit(lambda g, w: jconv.conv_input_grad(g, w, (2, length, 64, 64, 1), padding=1))
+    layer = shape(2, length, 64, 64, 1), shape(3, 3, 3, 1, 16)
+    assert jconv.explain(*layer, padding=1)["input_grad"].algorithm == "columns"
+    compiled = form.lower(shape(2, length, 64, 64, 16), layer[1]).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 3 * columns.CHUNK_BYTES
 
 
