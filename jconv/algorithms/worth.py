@@ -32,7 +32,9 @@ from jconv.algorithms import (
 from jconv.geometry import Geometry
 
 FEW = 16  # channels that are one or two vectors
-MOSTLY_INSIDE = 0.76  # of the taps' places on the input, from which leaving out the others saves too little
+MOSTLY_INSIDE = 0.76  # of the taps' places on the input, from which leaving out the others saves too little,
+MOSTLY_INSIDE_OF_MANY = 0.87  # and in a convolution of at least MOST_CHANNELS,
+MOST_CHANNELS = 256  # whose kernel is taken as it is stored
 SLICED_FLOPS = 200  # a copied element of x, from which the copy is worth it,
 SLICED_FLOPS_OF_FEW = 48  # and with stride 1 where lax gathers at most FEWEST_GATHERED channels one by one,
 STEPPED_FLOPS_OF_FEW = 100  # or with a larger one
@@ -67,6 +69,8 @@ LEAST_PHASE = 7  # taps of a phase of one axis, from which a group's phases are 
 FEWEST = 32  # channels in or out below which Winograd's sums cost more than the multiplications that they save,
 FEWEST_IN_ALL = 128  # and of both together, but for a kernel gradient
 LARGEST_FORMS = 32 << 20
+LARGE_FORMS = 8 << 20  # of a kernel gradient, beside which the copies of dilated images leave the caches,
+FEW_PLACES = 3  # for each channel, that do not make up for it
 LEAST_ABREAST = 250  # floating-point operations an element of x and y, from which images are worth to be copied abreast
 LEAST_ABREAST_OF_ODD = 120  # and where channels are filled up to a vector
 SMALL_SUM = 8e7  # floating-point operations of a kernel gradient that lax has on its way before others are copied,
@@ -124,7 +128,8 @@ def undilated(problem: Problem) -> bool:
 
 
 def mostly_inside(problem: Problem) -> bool:
-    return shifts.share_inside(problem.geometry) > MOSTLY_INSIDE
+    many = problem.product == "convolve" and min(problem.channels, problem.out) >= MOST_CHANNELS
+    return shifts.share_inside(problem.geometry) > (MOSTLY_INSIDE_OF_MANY if many else MOSTLY_INSIDE)
 
 
 def winograd_seconds(problem: Problem) -> float:
@@ -184,6 +189,8 @@ def plane_kernel_grad(problem: Problem) -> str | None:
         return "lax"
     if min(channels, out) < 2 * NARROW and gathered_by_rows(problem):
         return "lax"
+    if large_forms_of_few(problem) and gathered_by_rows(problem) and shifts.applies(geometry):
+        return "shifts"
     if shifts.applies(geometry) and (
         tap_by_tap(problem)
         or (channels >= patches.CHANNELS_LAST and geometry.taps <= MOST_SCATTERED and not mostly_inside(problem))
@@ -225,6 +232,13 @@ def gathered_by_rows(problem: Problem) -> bool:
     geometry, channels, out = problem.geometry, problem.channels, problem.out
     dilated = any(axis.dilation > 1 and axis.window > 1 for axis in geometry.axes)
     return dilated and min(channels, out) >= NARROW and channels % 4 == out % 4 == 0
+
+
+def large_forms_of_few(problem: Problem) -> bool:
+    """A kernel gradient of few places for its channels: Winograd's forms of it are most of what is moved."""
+    channels, out, batch = problem.channels, problem.out, problem.batch
+    few = isinstance(batch, int) and batch * math.prod(problem.geometry.output) < FEW_PLACES * min(channels, out)
+    return few and 64 * channels * out > LARGE_FORMS
 
 
 def small_kernel_grad(problem: Problem) -> str | None:
@@ -490,7 +504,8 @@ def subpixel_wins(problem: Problem) -> bool:
     ours = subpixel.waste(geometry) * seconds / rate(subpixel.phases(geometry) * out) + 0.3
     if folded_wins(problem):
         return ours < 1 + seconds
-    return phases_win(problem) and 1.2 * ours < seconds / rate(out) + 0.3
+    odd = geometry.rank == 2 and 4 < out < 8  # lax's, over the inserted zeros
+    return (odd or phases_win(problem)) and 1.2 * ours < seconds / rate(out) + 0.3
 
 
 def group_by_group(problem: Problem) -> bool:
@@ -545,6 +560,8 @@ def interleaved_wins(problem: Problem) -> bool:
     if narrowest < NARROW:
         enough = problem.product == "convolve" or math.prod(dense.output) >= SMALL_IMAGE // 4
         return narrowest >= FEW and enough
+    if problem.product == "kernel_grad" and large_forms_of_few(problem):
+        return False
     inner = dataclasses.replace(problem, batch=batch * interleaved.images(geometry), geometry=dense)
     if narrowest < cost.BLOCK or not winograd_wins(inner):
         return False
