@@ -111,8 +111,8 @@ def test_text():
         ((2, 256, 256, 24), (8, 8, 24, 24), {"strides": 4, "padding": 2}, ("lax", "space_to_depth", "subpixel")),
         ((2, 128, 128, 20), (7, 7, 20, 40), {"strides": 2, "padding": 3}, ("abreast", "space_to_depth", "subpixel")),
         ((1, 128, 128, 21), (4, 4, 21, 21), {"strides": 2, "padding": 1}, ("abreast", "slices", "subpixel")),
-        ((4, 256, 256, 6), (4, 4, 6, 64), {"strides": 2, "padding": 1}, ("slices", "space_to_depth", "subpixel")),
-        ((2, 224, 224, 6), (7, 7, 6, 64), {"strides": 2, "padding": 3}, ("slices", "patches", "subpixel")),
+        ((4, 256, 256, 6), (4, 4, 6, 64), {"strides": 2, "padding": 1}, ("slices", "space_to_depth", "columns")),
+        ((2, 224, 224, 6), (7, 7, 6, 64), {"strides": 2, "padding": 3}, ("slices", "patches", "columns")),
         ((4, 16, 16, 256), (5, 5, 256, 256), {"padding": 2}, ("shifts", "slices", "shifts")),
         (
             (1, 33, 33, 512),

@@ -298,12 +298,18 @@ def folded_wins(problem: Problem) -> bool:
         at_once = columns.CHUNK_BYTES / (4 * geometry.taps * out)
         ours = cost.columns(problem.batch, geometry, problem.channels, out, at_once)
         return ours < LEVEL * cost.lax_of_few(geometry, problem.channels, out)
-    few = out <= 4 or (out <= 8 and FEWEST_GATHERED < problem.channels <= 32)
+    few = out <= 4 or (out <= 8 and FEWEST_GATHERED < problem.channels <= 32) or odd_phases(problem)
     held = 4 * math.prod(geometry.input) * geometry.taps * out
     if undilated(problem):  # a large volume comes in bands
         held //= columns.bands(geometry.input[0], held)
     least = 8 if not undilated(problem) else 3 if held <= FOLDED_BYTES_OF_FEW else 6  # a dilated fold moves more
-    return few and held <= FOLDED_BYTES and geometry.taps >= least * out
+    return few and held <= FOLDED_BYTES and (geometry.taps >= least * out or odd_phases(problem))
+
+
+def odd_phases(problem: Problem) -> bool:
+    """A dilated plane of 5 to 7 outputs, which lax computes over the inserted zeros: too few for a phase each."""
+    geometry = problem.geometry
+    return geometry.rank == 2 and not undilated(problem) and 4 < problem.out < 8 and geometry.taps >= FEW
 
 
 def small_dilated(problem: Problem) -> bool:
@@ -503,9 +509,9 @@ def subpixel_wins(problem: Problem) -> bool:
     seconds = problem.channels / SHUFFLED
     ours = subpixel.waste(geometry) * seconds / rate(subpixel.phases(geometry) * out) + 0.3
     if folded_wins(problem):
-        return ours < 1 + seconds
-    odd = geometry.rank == 2 and 4 < out < 8  # lax's, over the inserted zeros
-    return (odd or phases_win(problem)) and 1.2 * ours < seconds / rate(out) + 0.3
+        return ours < 1 + seconds and not odd_phases(problem)  # which folding adds up in shorter sums
+    enough = odd_phases(problem) or phases_win(problem)
+    return enough and 1.2 * ours < seconds / rate(out) + 0.3
 
 
 def group_by_group(problem: Problem) -> bool:
