@@ -88,7 +88,7 @@ class _Fold:
         start = np.stack([o[1][t.ravel()] + b for o, t, b in zip(offsets, taps, self.before, strict=True)], axis=1)
         self.dilations = [axis.input_dilation for axis in geometry.axes]
         order = -1 if geometry.turned else 1  # a turned kernel's last tap is stored first
-        self.phase = np.ravel_multi_index(tuple(phase.T), self.dilations).astype(np.int32)[::order]
+        self.phase = np.asarray(np.ravel_multi_index(tuple(phase.T), self.dilations), np.int32)[::order]
         self.start = start.astype(np.int32)[::order]
 
     def zeros(self, out: int, batch: Any, dtype: Any) -> jax.Array:

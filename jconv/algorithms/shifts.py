@@ -4,8 +4,8 @@
     dw[t, :, o] = sum over n, p of x[n, p*s + t*d - low, :] g[n, p, o]   over the same places
 Cost: the multiply-adds of the taps that fall on the input, none of those in the padding, so a dilated window on a small
 map costs a fraction of what lax does; and one copy of the input and one addition of the result a tap, which are small
-beside the product where there are many channels. Images are taken a few at a time, so that both stay in cache. Taps that
-fall on as many places are one loop: spelled out, 27 taps were as many copies of kernels at one time, and took two
+beside the product where there are many channels. Images are taken a few at a time, so that both stay in cache. Taps
+that fall on as many places are one loop: spelled out, 27 taps were as many copies of kernels at one time, and took two
 seconds to compile.
 """
 
@@ -71,7 +71,7 @@ def _each(taps: list[Tap], step: Callable[[Tap, jax.Array], jax.Array], result: 
 
 
 def _under(x: jax.Array, geometry: Geometry, starts: Sequence[Any], size: Sequence[int]) -> jax.Array:
-    """(images * places, channels): the elements of x that a tap falls on at `size` places, the first one at `starts`."""
+    """(images * places, channels): the elements of x under `size` places of a tap, the first one at `starts`."""
     seen = [(n - 1) * axis.stride + 1 for n, axis in zip(size, geometry.axes, strict=True)]
     part = windows.take(x, (0, *starts, 0), (x.shape[0], *seen, x.shape[-1]))
     part = lax.slice(part, (0,) * part.ndim, part.shape, (1, *(axis.stride for axis in geometry.axes), 1))
