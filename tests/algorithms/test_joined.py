@@ -90,4 +90,4 @@ def test_the_temporal_half_is_a_plane():
         *(jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 4, 7, 7, 256), (3, 1, 1, 256, 256))),
         padding=((1, 1), (0, 0), (0, 0)), platform="cpu",
     )  # fmt: skip
-    assert small["forward"].algorithm == "slices"  # a row of 49 places stays on one core
+    assert small["forward"].algorithm == "shifts"  # a row of 49 places stays on one core, products of 196 do not
