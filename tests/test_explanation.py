@@ -120,12 +120,7 @@ def test_text():
             {"padding": 2, "kernel_dilation": 2},
             ("interleaved", "shifts", "interleaved"),
         ),
-        (
-            (2, 28, 28, 512),
-            (3, 3, 512, 512),
-            {"padding": 2, "kernel_dilation": 2},
-            ("interleaved",) * 3,
-        ),
+        ((2, 28, 28, 512), (3, 3, 512, 512), {"padding": 2, "kernel_dilation": 2}, ("interleaved",) * 3),
         ((2, 64, 64, 64, 1), (3, 3, 3, 1, 32), {"padding": 1}, ("taps", "slices", "columns")),
         ((1, 64, 96, 96, 32), (3, 3, 3, 32, 3), {"padding": 1}, ("columns", "slices", "slices")),
         ((1, 512, 512, 21), (16, 16, 21, 21), {"strides": 8, "padding": 4}, ("slices", "lax", "subpixel")),

@@ -37,8 +37,8 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     fold = _Fold(geometry)
     images = windows.images_at_once(batch, length * shares, CHUNK_BYTES)
 
-    def run(x: jax.Array, first: Any, images: Any) -> jax.Array:
-        """The result of so many images of x, from number `first` on: no copy of them beside that of a band."""
+    def run(first: Any, images: Any) -> jax.Array:
+        """The result of so many images, from number `first` on: no copy of them beside that of a band."""
 
         def add(index: Any, total: jax.Array) -> jax.Array:
             here = windows.take(x, (first, index * band, *(0 for _ in space), 0), (images, band, *space, x.shape[-1]))
@@ -48,14 +48,7 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
         total = fold.zeros(out, images, dtype)
         return fold.interleaved(add(0, total) if count == 1 else lax.fori_loop(0, count, add, total))
 
-    if images is None:
-        return run(x, 0, batch)
-
-    def write(index: Any, y: jax.Array) -> jax.Array:
-        return windows.put_along(y, run(x, index * images, images), index * images, axis=0)
-
-    y = windows.unwritten((batch, *geometry.output, out), dtype, x)
-    return lax.fori_loop(0, batch // images, write, y)
+    return run(0, batch) if images is None else windows.by_first(lambda first: run(first, images), x, images)
 
 
 def bands(length: int, bytes_each: int) -> int:

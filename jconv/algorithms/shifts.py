@@ -91,7 +91,8 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
 
 def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     batch, out = x.shape[0], w.shape[-1]
-    w = windows.as_stored(w, geometry).reshape(geometry.taps, *_channels(w, geometry))
+    w = windows.as_stored(w, geometry)
+    w = w.reshape(geometry.taps, *w.shape[-2:])
     sides = (((1,), (1 if geometry.turned else 0,)), ((), ()))
     y = None
 
@@ -116,11 +117,6 @@ def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dt
 
         y = _each(taps, add, jnp.zeros((batch, *geometry.output, out), dtype) if y is None else y)
     return jnp.zeros((batch, *geometry.output, out), dtype) if y is None else y
-
-
-def _channels(w: jax.Array, geometry: Geometry) -> tuple[int, int]:
-    channels, out = w.shape[-2:]
-    return (out, channels) if geometry.turned else (channels, out)
 
 
 def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:

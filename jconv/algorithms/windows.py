@@ -86,7 +86,7 @@ def turned(w: jax.Array, groups: int) -> jax.Array:
     Turned last: an algorithm that turns its kernel back first then leaves XLA two turns side by side, which cancel.
     """
     *window, c, o = w.shape
-    if groups == 1:
+    if groups == 1:  # one transpose, which XLA folds into a product
         return lax.rev(w.swapaxes(-2, -1), range(len(window)))
     w = w.reshape(*window, c, groups, o // groups)
     w = jnp.moveaxis(w, -3, -1).swapaxes(-3, -2).reshape(*window, o // groups, groups * c)
@@ -145,13 +145,15 @@ def by_images(run: Callable[[jax.Array], jax.Array], x: jax.Array, images: int |
     Each part is written where it belongs in the result. lax.map would give parts to be reshaped, and XLA adds a bias to
     a reshaped array into another one of its size: 16 x 112 x 112 x 64 was mapped twice in each call.
     """
-    if images is None:
-        return run(x)
-    part = lambda index: take_along(x, index * images, images)
-    shape = jax.eval_shape(run, x[:images])
+    return run(x) if images is None else by_first(lambda first: run(take_along(x, first, images)), x, images)
+
+
+def by_first(run: Callable[[Any], jax.Array], x: jax.Array, images: int) -> jax.Array:
+    """by_images of a function of the number of the first image: it takes of x what it needs, where it does."""
+    shape = jax.eval_shape(run, 0)
 
     def write(index: jax.Array, y: jax.Array) -> jax.Array:
-        return put_along(y, run(part(index)), index * images, axis=0)
+        return put_along(y, run(index * images), index * images, axis=0)
 
     y = unwritten((x.shape[0], *shape.shape[1:]), shape.dtype, x)
     return lax.fori_loop(0, x.shape[0] // images, write, y)

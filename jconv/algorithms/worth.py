@@ -33,8 +33,8 @@ from jconv.geometry import Geometry
 
 FEW = 16  # channels that are one or two vectors
 MOSTLY_INSIDE = 0.76  # of the taps' places on the input, from which leaving out the others saves too little,
-MOSTLY_INSIDE_OF_MANY = 0.87  # and in a convolution of at least MOST_CHANNELS,
-MOST_CHANNELS = 256  # whose kernel is taken as it is stored
+MOSTLY_INSIDE_OF_MORE = 0.87  # and in a convolution of at least so many channels,
+MORE_THAN_MANY = 256  # whose kernel is taken as it is stored
 SLICED_FLOPS = 200  # a copied element of x, from which the copy is worth it,
 SLICED_FLOPS_OF_FEW = 48  # and with stride 1 where lax gathers at most FEWEST_GATHERED channels one by one,
 STEPPED_FLOPS_OF_FEW = 100  # or with a larger one
@@ -128,8 +128,8 @@ def undilated(problem: Problem) -> bool:
 
 
 def mostly_inside(problem: Problem) -> bool:
-    many = problem.product == "convolve" and min(problem.channels, problem.out) >= MOST_CHANNELS
-    return shifts.share_inside(problem.geometry) > (MOSTLY_INSIDE_OF_MANY if many else MOSTLY_INSIDE)
+    more = problem.product == "convolve" and min(problem.channels, problem.out) >= MORE_THAN_MANY
+    return shifts.share_inside(problem.geometry) > (MOSTLY_INSIDE_OF_MORE if more else MOSTLY_INSIDE)
 
 
 def winograd_seconds(problem: Problem) -> float:
