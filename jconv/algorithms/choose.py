@@ -31,6 +31,7 @@ from jconv.algorithms import (
     space_to_depth,
     subpixel,
     taps,
+    two_sided,
     windows,
     winograd,
     worth,
@@ -132,6 +133,13 @@ TABLE = (
         lambda p: p.real and worth.folded_wins(p),
         "few output channels: one matrix product for all taps, then a fold",
         convolve=columns.convolve,
+    ),
+    Row(
+        "two_sided",
+        lambda p: p.product == "kernel_grad" and two_sided.applies(p.geometry),
+        lambda p: worth.plane_kernel_grad(p) == "two_sided" or (p.geometry.rank > 2 and worth.shared_out(p)),
+        "few channels on both sides: some taps beside those of x, the others beside those of g, one matrix product",
+        kernel_grad=two_sided.kernel_grad,
     ),
     Row(
         "exchange",
@@ -374,7 +382,9 @@ def _kernel_grads(
     if x.size == 0:  # all of it was cropped
         return jnp.zeros((examples, *geometry.window, x.shape[-1] // geometry.groups, g.shape[-1]), dtype)
     x = x.reshape(examples, batch, *x.shape[1:])
-    return patches.kernel_grads(x, g, geometry, precision, total).astype(dtype)
+    fewer = worth.shared_out_of_each(Problem("kernel_grad", batch, x.shape[-1], g.shape[-1], geometry, dtype))
+    grads = two_sided.kernel_grads if fewer else patches.kernel_grads
+    return grads(x, g, geometry, precision, total).astype(dtype)
 
 
 def _merge(array: jax.Array) -> jax.Array:

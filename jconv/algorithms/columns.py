@@ -20,6 +20,8 @@ from jconv.geometry import Geometry
 
 IMAGE_BYTES = 12 << 20  # shares of one image, beyond which it comes in bands
 CHUNK_BYTES = 4 << 20  # shares computed at once; half of what two cores have of second and third level cache is plenty
+LONGEST_SUM = 24  # shares that one sum adds up, of each element: of more there are several side by side, at most
+MOST_SUMS = 4
 
 
 def applies(geometry: Geometry) -> bool:
@@ -80,13 +82,16 @@ class _Fold:
         phase = np.stack([o[0][t.ravel()] for o, t in zip(offsets, taps, strict=True)], axis=1)
         start = np.stack([o[1][t.ravel()] + b for o, t, b in zip(offsets, taps, self.before, strict=True)], axis=1)
         self.dilations = [axis.input_dilation for axis in geometry.axes]
+        self.phases = math.prod(self.dilations)
+        self.sums = min(MOST_SUMS, -(-geometry.taps // (self.phases * LONGEST_SUM)))
         order = -1 if geometry.turned else 1  # a turned kernel's last tap is stored first
-        self.phase = np.asarray(np.ravel_multi_index(tuple(phase.T), self.dilations), np.int32)[::order]
+        sums = np.arange(geometry.taps) * self.sums // geometry.taps * self.phases
+        self.phase = np.asarray(sums + np.ravel_multi_index(tuple(phase.T), self.dilations), np.int32)[::order]
         self.start = start.astype(np.int32)[::order]
 
     def zeros(self, out: int, batch: Any, dtype: Any) -> jax.Array:
         """Where shares are added up."""
-        return jnp.zeros((math.prod(self.dilations), out, batch, *self.length), dtype)
+        return jnp.zeros((self.sums * self.phases, out, batch, *self.length), dtype)
 
     def add(self, z: jax.Array, first: Any, total: jax.Array) -> jax.Array:
         """`total` with the shares of a band added, whose first place along the first axis is `first`."""
@@ -102,10 +107,10 @@ class _Fold:
         return lax.fori_loop(0, z.shape[0], add, total)
 
     def interleaved(self, total: jax.Array) -> jax.Array:
-        """(phases, out, batch, *length) to (batch, *output, out)."""
+        """(sums * phases, out, batch, *length) to (batch, *output, out)."""
         _, out, batch, *_ = total.shape
         rank = len(self.length)
-        total = total.reshape(*self.dilations, out, batch, *self.length)
+        total = windows.total([*total.reshape(self.sums, *self.dilations, out, batch, *self.length)])
         order = [rank + 1]
         for i in range(rank):
             order += [rank + 2 + i, i]

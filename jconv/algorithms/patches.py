@@ -23,7 +23,6 @@ from jconv.geometry import Axis, Geometry
 
 CHUNK_BYTES = 4 << 20  # patches held at once,
 SUMMED_BYTES = 2 << 20  # and for a kernel gradient, beside what it is added up in
-EXAMPLES_BYTES = 4 << 20  # patches of examples whose kernel gradients are one batched product
 MOST_TAPS = 128  # of a window
 SPELLED_OUT = 64  # taps beyond which a program does not spell out a copy each,
 SPELLED_OUT_OF_FEW = 16  # and with channels fewer than CHANNELS_LAST
@@ -149,11 +148,9 @@ def kernel_grads(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any,
     The sum is over the places. Where they are more than the taps, XLA:CPU's batched product wants g first (4.6 ms in
     place of 5.8 for 64 examples of 32 x 32 x 16); else that costs more in turning the results round.
     """
-    examples, batch, channels, out = x.shape[0], x.shape[1], x.shape[-1], g.shape[-1]
-    rows, places = geometry.taps * channels, batch * math.prod(geometry.output)
+    channels, out = x.shape[-1], g.shape[-1]
+    rows, places = geometry.taps * channels, x.shape[1] * math.prod(geometry.output)
     narrow = channels >= CHANNELS_LAST and places > rows
-    # An axis of length 1 would come to stand first in XLA's layout, and cost a copy of x and g.
-    x, g = (a.reshape(-1, *a.shape[2:]) for a in (x, g))
 
     def few(x: jax.Array, g: jax.Array, at_once: int) -> jax.Array:
         columns, side = _patches_apart(windows.pad(x, geometry), geometry, at_once)
@@ -162,17 +159,9 @@ def kernel_grads(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any,
         sides = (((first[1],), (second[1],)), ((0,), (0,)))
         return lax.dot_general(first[0], second[0], sides, precision=precision, preferred_element_type=dtype)
 
-    at_once = _at_once(examples, rows * places * x.dtype.itemsize)
-    rest = examples % at_once if isinstance(examples, int) else 0
-    looped = examples - rest
-    whole = [a[: looped * batch] if rest else a for a in (x, g)]
-    parts = tuple(a.reshape(looped // at_once, at_once * batch, *a.shape[1:]) for a in whole)
-    dw = lax.map(lambda pair: few(pair[0], pair[1], at_once), parts)
-    dw = dw.reshape(looped, *dw.shape[2:])
-    if rest:
-        dw = jnp.concatenate([dw, few(x[looped * batch :], g[looped * batch :], rest)])
+    dw = windows.by_examples(few, x, g, rows * places * x.dtype.itemsize)
     dw = dw.swapaxes(1, 2) if narrow else dw
-    return dw.reshape(examples, *geometry.window, channels, out)
+    return dw.reshape(x.shape[0], *geometry.window, channels, out)
 
 
 def _patches_apart(x: jax.Array, geometry: Geometry, examples: int) -> tuple[jax.Array, int]:
@@ -185,15 +174,6 @@ def _patches_apart(x: jax.Array, geometry: Geometry, examples: int) -> tuple[jax
     taps = itertools.product(*map(range, geometry.window))
     parts = [windows.under_tap(planes, geometry, tap).reshape(examples, channels, -1) for tap in taps]
     return jnp.stack(parts, axis=1).reshape(examples, geometry.taps * channels, -1), 2
-
-
-def _at_once(examples: Any, bytes_each: int) -> int:
-    """How many examples' patches are held at once: a divisor of all if there is a large one, else the rest are left."""
-    if not isinstance(examples, int):  # symbolic, in an export
-        return 1
-    most = max(1, min(examples, EXAMPLES_BYTES // max(1, bytes_each)))
-    divisor = max(n for n in range(1, most + 1) if examples % n == 0)
-    return divisor if 2 * divisor > most else most
 
 
 def _accumulate(

@@ -16,6 +16,7 @@ MAPPED = 32 << 20  # bytes beyond which every array is mapped anew by the system
 SMALL_SUM = 1 << 18  # bytes
 MOST_PARTS = 16  # that a kernel gradient is summed up in,
 PART_FLOPS = 25e6  # none smaller than this: a step of a loop has its price
+EXAMPLES_BYTES = 4 << 20  # copies of examples whose kernel gradients are one batched product
 CHAINS = 4  # sums side by side: see total
 
 # Where a start is never negative: what jax does for others is a program more to compile for each, or stands in the loop
@@ -157,6 +158,35 @@ def by_first(run: Callable[[Any], jax.Array], x: jax.Array, images: int) -> jax.
 
     y = unwritten((x.shape[0], *shape.shape[1:]), shape.dtype, x)
     return lax.fori_loop(0, x.shape[0] // images, write, y)
+
+
+def by_examples(run: Callable[..., jax.Array], x: jax.Array, g: jax.Array, bytes_each: int) -> jax.Array:
+    """run(x, g, count) of a few of x (examples, batch, ...) and g at a time, merged with their batch; all results.
+
+    Where one example takes so many bytes: a divisor of all examples at a time if there is a large one, else what is
+    left comes last.
+    """
+    examples, batch = x.shape[:2]
+    # An axis of length 1 would come to stand first in XLA's layout, and cost a copy of x and g.
+    x, g = (a.reshape(-1, *a.shape[2:]) for a in (x, g))
+    at_once = _examples_at_once(examples, bytes_each)
+    rest = examples % at_once if isinstance(examples, int) else 0
+    looped = examples - rest
+    whole = [a[: looped * batch] if rest else a for a in (x, g)]
+    parts = tuple(a.reshape(looped // at_once, at_once * batch, *a.shape[1:]) for a in whole)
+    results = lax.map(lambda pair: run(pair[0], pair[1], at_once), parts)
+    results = results.reshape(looped, *results.shape[2:])
+    if rest:
+        results = jnp.concatenate([results, run(x[looped * batch :], g[looped * batch :], rest)])
+    return results
+
+
+def _examples_at_once(examples: Any, bytes_each: int) -> int:
+    if not isinstance(examples, int):  # symbolic, in an export
+        return 1
+    most = max(1, min(examples, EXAMPLES_BYTES // max(1, bytes_each)))
+    divisor = max(n for n in range(1, most + 1) if examples % n == 0)
+    return divisor if 2 * divisor > most else most
 
 
 def unwritten(shape: Sequence[int], dtype: Any, like: jax.Array) -> jax.Array:

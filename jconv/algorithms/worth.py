@@ -26,6 +26,7 @@ from jconv.algorithms import (
     space_to_depth,
     subpixel,
     taps,
+    two_sided,
     windows,
     winograd,
 )
@@ -66,6 +67,8 @@ MOST_WASTED = 1.13  # taps that are computed, for each of the kernel's,
 LONG_STRIDE = 4  # where their blocks are so long;
 MOST_WASTED_OF_FEW = 1.15  # and in planes of fewer than NARROW channels
 LEAST_PHASE = 7  # taps of a phase of one axis, from which a group's phases are computed at once
+MOST_SHARED = 48  # channels in or out up to which the taps of a kernel gradient are shared out,
+SHARED_COPIES = 0.9  # times the elements that patches of x or g would copy
 FEWEST = 32  # channels in or out below which Winograd's sums cost more than the multiplications that they save,
 FEWEST_IN_ALL = 128  # and of both together, but for a kernel gradient
 LARGEST_FORMS = 32 << 20
@@ -171,12 +174,16 @@ def plane_kernel_grad(problem: Problem) -> str | None:
     if not dense or not problem.real or geometry.taps == 1:
         return None
     if double(problem):
+        if shared_out(problem):
+            return "two_sided"
         return "patches" if min(channels, out) <= FEW and patches.applies(geometry) else "lax"
     if min(channels, out) >= NARROW and shifts.applies(geometry) and shifts.long_rows(geometry):
         return "shifts"
     small = small_kernel_grad(problem)
     if small is not None:
         return small
+    if shared_out(problem):
+        return "two_sided"
     if exchange.applies(geometry) and out < min(NARROW, channels):
         return "exchange"
     if NARROW <= out < 2 * NARROW and 4 * out <= channels:
@@ -210,6 +217,34 @@ def plane_kernel_grad(problem: Problem) -> str | None:
     if few and steps and patches.applies(geometry):
         return steps_of_few(geometry, channels)
     return "patches" if few and patches.applies(geometry) else "slices" if slices.applies(geometry) else None
+
+
+def shared_out(problem: Problem) -> bool:
+    """Few channels on both sides: patches of either would copy more than patches of both, each of a part of the taps.
+
+    With more than MOST_SHARED the product is most of the time, and lines or Winograd's form have less to compute.
+    """
+    geometry, channels, out = problem.geometry, problem.channels, problem.out
+    if problem.product != "kernel_grad" or not problem.real or not two_sided.applies(geometry):
+        return False
+    most, narrowest = (2 * NARROW, 2 * NARROW) if double(problem) else (MOST_SHARED, NARROW - 1)
+    if max(channels, out) > most or min(channels, out) > narrowest:
+        return False
+    steps = any(axis.stride > 1 for axis in geometry.axes)
+    if steps and geometry.taps < LEAST_STEPPED and min(channels, out) >= FEW:  # a small part of x meets each tap
+        return False
+    ours = two_sided.copied(two_sided.shares(geometry, channels, out), channels, out)
+    patches_of = min(geometry.taps * channels + out, geometry.taps * out + channels)
+    return ours < SHARED_COPIES * patches_of
+
+
+def shared_out_of_each(problem: Problem) -> bool:
+    """The same of one example of many: where fewer copies make up for turning its kernel's gradient round."""
+    geometry, channels, out = problem.geometry, problem.channels, problem.out
+    if not two_sided.applies(geometry):
+        return False
+    fewer = geometry.taps * channels + out - two_sided.copied(two_sided.shares(geometry, channels, out), channels, out)
+    return geometry.taps * channels * out <= problem.batch * math.prod(geometry.output) * fewer
 
 
 def steps_of_few(geometry: Geometry, channels: int) -> str:
@@ -564,6 +599,8 @@ def interleaved_wins(problem: Problem) -> bool:
     if not winograd.applies(dense) or problem.dtype != jnp.float32:
         return False
     if narrowest < NARROW:
+        if plane_kernel_grad(problem) == "two_sided":
+            return False
         enough = problem.product == "convolve" or math.prod(dense.output) >= SMALL_IMAGE // 4
         return narrowest >= FEW and enough
     if problem.product == "kernel_grad" and large_forms_of_few(problem):

@@ -45,7 +45,7 @@ def test_where_it_is_chosen():
         return [choice.algorithm for choice in found.choices]
 
     assert chosen((2, 28, 28, 256), (3, 3, 256, 256), 2) == ["interleaved"] * 3
-    assert chosen((8, 64, 64, 21), (3, 3, 21, 21), 2) == ["interleaved"] * 3
+    assert chosen((8, 64, 64, 21), (3, 3, 21, 21), 2) == ["interleaved", "two_sided", "interleaved"]
     assert "interleaved" not in chosen((1, 17, 17, 2048), (3, 3, 2048, 256), 12)  # most taps are outside
     assert "interleaved" not in chosen((1, 19, 19, 512), (3, 3, 512, 1024), 6)  # images of 4 x 4 are mostly filled up
     assert "interleaved" not in chosen((8, 64, 64, 42), (3, 3, 42, 42), 8)

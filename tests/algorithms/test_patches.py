@@ -11,7 +11,7 @@ import pytest
 
 import jconv
 from jconv import reference
-from jconv.algorithms import patches
+from jconv.algorithms import patches, windows
 
 CASES = {  # examples, batch, space, in, kernel, options
     "one image": (7, 1, (8, 9), 5, (3, 3, 5, 4), {"padding": "SAME"}),
@@ -36,7 +36,7 @@ def arrays(name, dtype):
 @pytest.mark.parametrize("name", CASES)
 def test_each_example_gets_its_gradient(name, at_once, dtype, monkeypatch):
     f, x, g = arrays(name, dtype)
-    monkeypatch.setattr(patches, "_at_once", lambda examples, bytes_each: at_once)
+    monkeypatch.setattr(windows, "_examples_at_once", lambda examples, bytes_each: at_once)
     got = jax.jit(jax.vmap(f))(x, g)
     want = jnp.stack([f(*pair) for pair in zip(x, g)])
     assert got.dtype == want.dtype
@@ -45,11 +45,11 @@ def test_each_example_gets_its_gradient(name, at_once, dtype, monkeypatch):
 
 
 def test_how_many_examples_at_a_time():
-    at_once = functools.partial(patches._at_once, bytes_each=patches.EXAMPLES_BYTES // 5)
+    at_once = functools.partial(windows._examples_at_once, bytes_each=windows.EXAMPLES_BYTES // 5)
     assert at_once(64) == 4  # the largest divisor within five
     assert at_once(61) == 5  # a prime: five at a time, the last one alone
     assert at_once(3) == 3
-    assert patches._at_once(64, 2 * patches.EXAMPLES_BYTES) == 1
+    assert windows._examples_at_once(64, 2 * windows.EXAMPLES_BYTES) == 1
 
 
 def test_memory_and_program_do_not_grow_with_the_examples():
@@ -63,7 +63,7 @@ def test_memory_and_program_do_not_grow_with_the_examples():
         own = 2 * 4 * examples * 16 * 16 * 8 + 4 * examples * 9 * 64  # the operands, which XLA copies, and the result
         lowered = jax.jit(f).lower(x, x)
         memory: Any = lowered.compile().memory_analysis()
-        assert memory.temp_size_in_bytes < 1.5 * own + 2 * patches.EXAMPLES_BYTES
+        assert memory.temp_size_in_bytes < 1.5 * own + 2 * windows.EXAMPLES_BYTES
         sizes.append(len(lowered.as_text()))
     assert sizes[1] < 1.02 * sizes[0]
 
