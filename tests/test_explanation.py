@@ -73,8 +73,8 @@ def test_text():
     [
         ((64, 28, 28, 1), (5, 5, 1, 6), {"padding": 2}, ("taps", "patches", "columns")),
         ((64, 32, 32, 3), (5, 5, 3, 6), {"padding": 2}, ("slices", "two_sided", "columns")),
-        ((8, 64, 64, 3), (3, 3, 3, 32), {"padding": 1, "strides": 2}, ("lax", "patches", "lax")),
-        ((2, 64, 64, 3), (3, 3, 3, 32), {"padding": 1, "strides": 2}, ("lax", "lax", "lax")),
+        ((8, 64, 64, 3), (3, 3, 3, 32), {"padding": 1, "strides": 2}, ("slices", "two_sided", "lax")),
+        ((2, 64, 64, 3), (3, 3, 3, 32), {"padding": 1, "strides": 2}, ("slices", "lax", "lax")),
         ((1, 224, 224, 3), (7, 7, 3, 64), {"padding": 3, "strides": 2}, ("slices", "lax", "columns")),
         ((1, 572, 572, 1), (3, 3, 1, 64), {}, ("taps", "patches", "columns")),
         ((64, 84, 84, 4), (8, 8, 4, 16), {"strides": 4}, ("lax", "two_sided", "subpixel")),

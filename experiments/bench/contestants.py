@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -126,13 +126,13 @@ def stock_avg_pool(x, window_shape, strides, padding: Pairs, *, count_include_pa
 
 def _turned(kernel, layer: Layer):
     """A transposed layer's kernel from jconv's layout to stock JAX's and back: windows turned, in and out exchanged."""
-    rank = len(layer.window)
+    kernel, rank = np.asarray(kernel), len(layer.window)
     a, b = kernel.shape[rank:]
     grouped = kernel[(slice(None, None, -1),) * rank].reshape(*layer.window, a, layer.groups, b // layer.groups)
     return np.moveaxis(grouped, (-1, -2, -3), (-3, -2, -1)).reshape(*layer.window, b // layer.groups, a * layer.groups)
 
 
-def stock_form(layer: Layer, operands: dict[str, np.ndarray]) -> Form:
+def stock_form(layer: Layer, operands: Mapping[str, Any]) -> Form:
     """The layer in plain lax."""
     if layer.op == "conv":
         function = functools.partial(stock_conv, **_conv_arguments(layer))
@@ -140,14 +140,14 @@ def stock_form(layer: Layer, operands: dict[str, np.ndarray]) -> Form:
         function = functools.partial(
             stock_conv_transpose, **_conv_arguments(layer), output_padding=layer.output_padding
         )
-        form = _form(layer, function, operands | {"kernel": _turned(operands["kernel"], layer)})
+        form = _form(layer, function, {**operands, "kernel": _turned(operands["kernel"], layer)})
         return dataclasses.replace(form, dkernel=lambda dkernel: _turned(dkernel, layer))
     else:
         function = _pool(layer, stock_max_pool, stock_avg_pool)
     return _form(layer, function, operands)
 
 
-def jconv_form(layer: Layer, operands: dict[str, np.ndarray]) -> Form:
+def jconv_form(layer: Layer, operands: Mapping[str, Any]) -> Form:
     """The layer in jconv."""
     import jconv  # here, so that a benchmark of stock JAX and PyTorch alone runs without it
 
@@ -187,7 +187,7 @@ def jconv_product(layer: Layer, product: str, algorithm: str) -> Callable[..., j
     return lambda x, kernel, bias, g: jconv.conv_transpose(x, kernel, bias, **arguments)
 
 
-def forced_form(layer: Layer, operands: dict[str, np.ndarray], algorithm: str) -> Form:
+def forced_form(layer: Layer, operands: Mapping[str, Any], algorithm: str) -> Form:
     """The three products alone, each by one algorithm of jconv's; an error where it does not apply."""
     products = {name: jconv_product(layer, name, algorithm) for name in ("forward", "kernel_grad", "input_grad")}
     return dataclasses.replace(jconv_form(layer, operands), products=products)
@@ -209,9 +209,12 @@ def _pool(layer: Layer, max_pool: Callable, avg_pool: Callable) -> Callable[[Any
     return lambda x: avg_pool(x, layer.window, layer.strides, layer.padding, count_include_pad=counted)
 
 
-def _form(layer: Layer, function: Callable[..., jax.Array], operands: dict[str, np.ndarray]) -> Form:
+def _form(layer: Layer, function: Callable[..., jax.Array], operands: Mapping[str, Any]) -> Form:
     names = ("x", "kernel", "bias", "g") if layer.is_convolution else ("x", "g")
-    return Form(tuple(jnp.array(operands[name]) for name in names), products_of(function), function)
+    on_device = (
+        operand if isinstance(operand, jax.Array) else jnp.array(operand) for operand in map(operands.get, names)
+    )
+    return Form(tuple(on_device), products_of(function), function)
 
 
 def products_of(function: Callable[..., jax.Array]) -> dict[str, Callable[..., Any]]:
@@ -251,7 +254,7 @@ def products_of(function: Callable[..., jax.Array]) -> dict[str, Callable[..., A
     }
 
 
-def form(contestant: str, layer: Layer, operands: dict[str, np.ndarray]) -> Form:
+def form(contestant: str, layer: Layer, operands: Mapping[str, Any]) -> Form:
     """The layer as "jconv", as "jconv:ALGORITHM" or as "lax" computes it."""
     if contestant == "lax":
         return stock_form(layer, operands)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import itertools
 import os
 import pathlib
 import time
@@ -107,14 +108,19 @@ def rounds(seconds: float, repeats: int) -> int:
 
 
 def interleaved(calls: dict[str, Call], warm_seconds: dict[str, float], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, timed A B C A B C; the one time of a very slow call is its warm-up's."""
+    """Seconds of each call, timed A B C, A C B, B A C ...; the one time of a very slow call is its warm-up's.
+
+    The order changes from round to round: what follows PyTorch takes up to a tenth longer, whatever it is.
+    """
     wanted = {name: rounds(warm_seconds[name], repeats) for name in calls}
     times = {name: [] if wanted[name] else [warm_seconds[name]] for name in calls}
     gc.collect()
     gc.disable()
     try:
-        for this_round in range(max(wanted.values(), default=0)):
-            for name, call in calls.items():
+        orders = itertools.cycle(itertools.permutations(calls))
+        for this_round, order in zip(range(max(wanted.values(), default=0)), orders):
+            for name in order:
+                call = calls[name]
                 if this_round < wanted[name]:
                     each = max(warm_seconds[name], 1e-6)
                     time.sleep(SPIN_SECONDS)

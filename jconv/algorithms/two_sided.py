@@ -25,7 +25,8 @@ from jconv.geometry import Axis, Geometry
 
 CHUNK_BYTES = 2 << 20  # of both sides held at once,
 IMAGE_BYTES = 8 << 20  # and of one image, beyond which it comes in bands of rows
-MOST_TAPS = 64  # of a side, since a program spells out a copy each
+MOST_TAPS = 64  # of a side
+SPELLED_OUT = 32  # of them, of which a program has a copy each; more are copied axis after axis
 
 
 def applies(geometry: Geometry) -> bool:
@@ -159,30 +160,43 @@ def kernel_grads(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any,
 def _side_of_x(x: jax.Array, found: Sequence[Share], padded: int = 0) -> jax.Array:
     """X of some images, (rows, taps * in); along the first `padded` axes x is what is read and no more."""
     x = _region(x, [s.of_x() for s in found], 1, padded)
-    starts = itertools.product(*([v * s.axis.dilation for v in range(s.beside_x)] for s in found))
+    starts = [[v * s.axis.dilation for v in range(s.beside_x)] for s in found]
     return _beside_each_other(x, starts, [s.places for s in found], [s.axis.stride for s in found])
 
 
 def _side_of_g(g: jax.Array, found: Sequence[Share], padded: int = 0) -> jax.Array:
     """G of the same, (rows, taps * out)."""
     g = _region(g, [s.of_g() for s in found], 1, padded)
-    starts = itertools.product(*([u * s.step for u in reversed(range(s.beside_g))] for s in found))
+    starts = [[u * s.step for u in reversed(range(s.beside_g))] for s in found]
     return _beside_each_other(g, starts, [s.places for s in found], [1 for _ in found])
 
 
-def _beside_each_other(array: jax.Array, starts: Any, places: Sequence[int], strides: Sequence[int]) -> jax.Array:
+def _beside_each_other(
+    array: jax.Array, starts: Sequence[Sequence[int]], places: Sequence[int], strides: Sequence[int]
+) -> jax.Array:
     """The slices of some images from each of `starts`, as channels: (rows, slices * channels)."""
-    channels = array.shape[-1]
+    channels, rank = array.shape[-1], len(places)
     lead = array.shape[:1] if array.shape[0] != 1 else ()  # XLA would lay out an axis of one anywhere, and copy for it
     array = array if lead else array.reshape(array.shape[1:])
+    count = math.prod(map(len, starts))
 
-    def part(start: Sequence[int]) -> jax.Array:
-        stops = [b + (n - 1) * s + 1 if n else b for b, n, s in zip(start, places, strides, strict=True)]
-        zeros, ones = (0,) * len(lead), (1,) * len(lead)
-        return lax.slice(array, (*zeros, *start, 0), (*lead, *stops, channels), (*ones, *strides, 1))
+    def beside(array: jax.Array, axes: Sequence[int]) -> jax.Array:
+        """The slices along some axes, whole along the others."""
+        parts = []
+        for start in itertools.product(*(starts[i] if i in axes else [0] for i in range(rank))):
+            stops = [b + (n - 1) * s + 1 if n else b for b, n, s in zip(start, places, strides, strict=True)]
+            stops = [stops[i] if i in axes else array.shape[len(lead) + i] for i in range(rank)]
+            steps = [strides[i] if i in axes else 1 for i in range(rank)]
+            zeros, ones = (0,) * len(lead), (1,) * len(lead)
+            parts.append(lax.slice(array, (*zeros, *start, 0), (*lead, *stops, array.shape[-1]), (*ones, *steps, 1)))
+        return jnp.concatenate(parts, axis=-1)
 
-    parts = [part(start) for start in starts]
-    return jnp.concatenate(parts, axis=-1).reshape(-1, len(parts) * channels)
+    if count <= SPELLED_OUT:
+        array = beside(array, range(rank))
+    else:  # axis after axis: a call for each, or XLA would have every copy compute its own rows
+        for axis in reversed(range(rank)):
+            array = windows.apart(functools.partial(beside, axes=[axis]), array)
+    return array.reshape(-1, count * channels)
 
 
 def _region(array: jax.Array, regions: Sequence[tuple[int, int]], first: int, skipped: int = 0) -> jax.Array:

@@ -38,7 +38,7 @@ MOSTLY_INSIDE_OF_MORE = 0.87  # and in a convolution of at least so many channel
 MORE_THAN_MANY = 256  # whose kernel is taken as it is stored
 SLICED_FLOPS = 200  # a copied element of x, from which the copy is worth it,
 SLICED_FLOPS_OF_FEW = 48  # and with stride 1 where lax gathers at most FEWEST_GATHERED channels one by one,
-STEPPED_FLOPS_OF_FEW = 100  # or with a larger one
+STEPPED_FLOPS_OF_FEW = 70  # or with a larger one
 FEWEST_GATHERED = 4
 FOLDED_BYTES = 16 << 20  # of the columns of an image, dilated or of a volume: beyond, they leave the caches
 FOLDED_BYTES_OF_FEW = 2 << 20  # the same where the taps are few for each output
@@ -215,7 +215,7 @@ def plane_kernel_grad(problem: Problem) -> str | None:
                 return "shifts"
             few = geometry.taps < LEAST_LINES
     if few and steps and patches.applies(geometry):
-        return steps_of_few(geometry, channels)
+        return steps_of_few(problem)
     return "patches" if few and patches.applies(geometry) else "slices" if slices.applies(geometry) else None
 
 
@@ -247,15 +247,20 @@ def shared_out_of_each(problem: Problem) -> bool:
     return geometry.taps * channels * out <= problem.batch * math.prod(geometry.output) * fewer
 
 
-def steps_of_few(geometry: Geometry, channels: int) -> str:
+def steps_of_few(problem: Problem) -> str:
     """Few channels and a stride: blocks that fill the window are copied whole; else lines, or patches of few taps.
 
-    A patch is a copy of each tap, of as many elements as there are channels, and a loop to compile.
+    A patch is a copy of each tap, of as many elements as there are channels, and a loop to compile. Runs of channels,
+    short as they are, are copied faster than steps along planes of each channel: a first 3x3 layer twice.
     """
+    geometry, channels = problem.geometry, problem.channels
     many = geometry.taps >= LEAST_STEPPED
     blocks = space_to_depth.applies(geometry) and space_to_depth.waste(geometry) == 1
     if blocks and (geometry.axes[-1].stride >= LONG_STRIDE or not many):
         return "space_to_depth"
+    most = LEAST_STEPPED if problem.out < 2 * NARROW else FEW
+    if geometry.taps <= most and two_sided.applies(geometry):
+        return "two_sided"
     return "slices" if many and 1 < channels <= FEWEST_GATHERED and slices.applies(geometry) else "patches"
 
 
@@ -337,7 +342,12 @@ def folded_wins(problem: Problem) -> bool:
     held = 4 * math.prod(geometry.input) * geometry.taps * out
     if undilated(problem):  # a large volume comes in bands
         held //= columns.bands(geometry.input[0], held)
-    least = 8 if not undilated(problem) else 3 if held <= FOLDED_BYTES_OF_FEW else 6  # a dilated fold moves more
+    if undilated(problem):
+        least = 3 if held <= FOLDED_BYTES_OF_FEW else 6
+    else:  # a dilated fold moves more, and lax has the more to compute over its zeros the more channels there are
+        least = 8
+        if geometry.rank == 2 and problem.channels <= MOST_SHARED:
+            least = 2 if problem.channels <= FEW else 4
     return few and held <= FOLDED_BYTES and (geometry.taps >= least * out or odd_phases(problem))
 
 
@@ -544,7 +554,7 @@ def subpixel_wins(problem: Problem) -> bool:
     seconds = problem.channels / SHUFFLED
     ours = subpixel.waste(geometry) * seconds / rate(subpixel.phases(geometry) * out) + 0.3
     if folded_wins(problem):
-        return ours < 1 + seconds and not odd_phases(problem)  # which folding adds up in shorter sums
+        return ours < LEVEL * (1 + seconds) and not odd_phases(problem)  # which folding adds up in shorter sums
     enough = odd_phases(problem) or phases_win(problem)
     return enough and 1.2 * ours < seconds / rate(out) + 0.3
 
