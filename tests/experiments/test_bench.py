@@ -348,6 +348,15 @@ def test_interleaved_times_every_form_in_turn():
     assert times["C"] == [20.0]
 
 
+def test_no_form_always_follows_the_same_one():
+    """What runs straight after PyTorch takes longer: in six rounds each of three forms begins twice."""
+    called = []
+    calls = {name: lambda name=name: called.append(name) for name in "ABC"}
+    measure.interleaved(calls, dict.fromkeys("ABC", 1.0), repeats=6)
+    rounds = ["".join(called[i : i + 3]) for i in range(0, len(called), 3)]
+    assert sorted(rounds) == ["ABC", "ACB", "BAC", "BCA", "CAB", "CBA"]
+
+
 def test_kept_bytes_counts_each_array_once():
     x = np.ones((4,), np.float32)
     kept = measure.kept_bytes(lambda x, w: jax.numpy.sin(x) * w * w, (x, x))
