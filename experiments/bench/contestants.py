@@ -211,10 +211,7 @@ def _pool(layer: Layer, max_pool: Callable, avg_pool: Callable) -> Callable[[Any
 
 def _form(layer: Layer, function: Callable[..., jax.Array], operands: Mapping[str, Any]) -> Form:
     names = ("x", "kernel", "bias", "g") if layer.is_convolution else ("x", "g")
-    on_device = (
-        operand if isinstance(operand, jax.Array) else jnp.array(operand) for operand in map(operands.get, names)
-    )
-    return Form(tuple(on_device), products_of(function), function)
+    return Form(tuple(jnp.asarray(operands[name]) for name in names), products_of(function), function)
 
 
 def products_of(function: Callable[..., jax.Array]) -> dict[str, Callable[..., Any]]:

@@ -109,13 +109,13 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     if large:
         at_once, add_up = 1, _by_rows(product, found, max(1, CHUNK_BYTES // row))
     elif images is None:
-        return _kernel(product(x, g), geometry, found)
+        return _kernel(product(x, g), found)
     else:
         at_once, add_up = images, lambda x, g, total: total + product(x, g)
     few = lambda array, index: windows.take_along(array, index * at_once, at_once)
     add = lambda index, total: add_up(few(x, index), few(g, index), total)
     zeros = jnp.zeros([taps * n for taps, n in zip(_beside(found), (channels, out), strict=True)], dtype)
-    return _kernel(lax.fori_loop(0, x.shape[0] // at_once, add, zeros), geometry, found)
+    return _kernel(lax.fori_loop(0, x.shape[0] // at_once, add, zeros), found)
 
 
 def _by_rows(product: Callable[..., jax.Array], found: tuple[Share, ...], rows: int) -> Callable[..., jax.Array]:
@@ -127,7 +127,7 @@ def _by_rows(product: Callable[..., jax.Array], found: tuple[Share, ...], rows: 
     whole, part = (dataclasses.replace(found[0], places=n) for n in (blocks * rows, rows))
 
     def add_up(x: jax.Array, g: jax.Array, total: jax.Array) -> jax.Array:
-        x, g = _region(x, [whole.of_x()], 1), _region(g, [whole.of_g()], 1)
+        x, g = _region(x, [whole.of_x()]), _region(g, [whole.of_g()])
 
         def add(block: Any, total: jax.Array) -> jax.Array:
             here = windows.take_along(x, block * rows * part.axis.stride, part.of_x()[1], axis=1)
@@ -154,19 +154,19 @@ def kernel_grads(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any,
 
     places = x.shape[1] * math.prod(s.places for s in found)
     dw = windows.by_examples(few, x, g, places * copied(found, channels, out) * x.dtype.itemsize)
-    return jax.vmap(lambda dw: _kernel(dw, geometry, found))(dw)
+    return jax.vmap(lambda dw: _kernel(dw, found))(dw)
 
 
 def _side_of_x(x: jax.Array, found: Sequence[Share], padded: int = 0) -> jax.Array:
     """X of some images, (rows, taps * in); along the first `padded` axes x is what is read and no more."""
-    x = _region(x, [s.of_x() for s in found], 1, padded)
+    x = _region(x, [s.of_x() for s in found], padded)
     starts = [[v * s.axis.dilation for v in range(s.beside_x)] for s in found]
     return _beside_each_other(x, starts, [s.places for s in found], [s.axis.stride for s in found])
 
 
 def _side_of_g(g: jax.Array, found: Sequence[Share], padded: int = 0) -> jax.Array:
     """G of the same, (rows, taps * out)."""
-    g = _region(g, [s.of_g() for s in found], 1, padded)
+    g = _region(g, [s.of_g() for s in found], padded)
     starts = [[u * s.step for u in reversed(range(s.beside_g))] for s in found]
     return _beside_each_other(g, starts, [s.places for s in found], [1 for _ in found])
 
@@ -199,23 +199,19 @@ def _beside_each_other(
     return array.reshape(-1, count * channels)
 
 
-def _region(array: jax.Array, regions: Sequence[tuple[int, int]], first: int, skipped: int = 0) -> jax.Array:
-    """So many elements from a start on along the axes after `first`, with zeros where there are none."""
-    starts, stops, widths = [0] * array.ndim, list(array.shape), [(0, 0, 0)] * array.ndim
-    for dim, (start, length) in list(enumerate(regions, first))[skipped:]:
-        size, stop = array.shape[dim], start + length
-        starts[dim], stops[dim] = min(max(start, 0), size), min(max(stop, 0), size)
-        before = min(max(-start, 0), length)
-        widths[dim] = (before, length - before - (stops[dim] - starts[dim]), 0)
-    array = lax.slice(array, starts, stops)
+def _region(array: jax.Array, regions: Sequence[tuple[int, int]], skipped: int = 0) -> jax.Array:
+    """So many elements from a start on along the spatial axes but those skipped, with zeros where there are none."""
+    widths = [(-start, start + length - size, 0) for (start, length), size in zip(regions, array.shape[1:])]
+    widths[:skipped] = [(0, 0, 0)] * skipped
+    widths = [(0, 0, 0), *widths, *[(0, 0, 0)] * (array.ndim - 1 - len(widths))]
     return lax.pad(array, jnp.zeros((), array.dtype), widths) if any(map(any, widths)) else array
 
 
-def _kernel(dw: jax.Array, geometry: Geometry, found: Sequence[Share]) -> jax.Array:
+def _kernel(dw: jax.Array, found: Sequence[Share]) -> jax.Array:
     """The product (taps * in, taps * out) as the kernel (*window, in, out)."""
     beside_x, beside_g = zip(*((s.beside_x, s.beside_g) for s in found), strict=True)
     rank = len(found)
     channels, out = dw.shape[0] // math.prod(beside_x), dw.shape[1] // math.prod(beside_g)
     dw = dw.reshape(*beside_x, channels, *beside_g, out)
     order = [axis for i in range(rank) for axis in (rank + 1 + i, i)]
-    return dw.transpose(*order, rank, 2 * rank + 1).reshape(*geometry.window, channels, out)
+    return dw.transpose(*order, rank, 2 * rank + 1).reshape(*(s.axis.window for s in found), channels, out)

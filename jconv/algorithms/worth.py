@@ -42,6 +42,7 @@ STEPPED_FLOPS_OF_FEW = 70  # or with a larger one
 FEWEST_GATHERED = 4
 FOLDED_BYTES = 16 << 20  # of the columns of an image, dilated or of a volume: beyond, they leave the caches
 FOLDED_BYTES_OF_FEW = 2 << 20  # the same where the taps are few for each output
+MOST_OVER_ZEROS = 48  # channels of a dilated plane with few outputs, from which lax is left to compute over the zeros
 LEVEL = 1.15  # times lax's cost, up to which the two are level, and columns' form is the more exact
 MOST_FOLDED = 11  # outputs of a plane; where they fill no vector, since the others run at twice the rate
 LEAST_FOLDED = 16  # taps * outputs along one axis, which are the rows of a product of columns
@@ -67,6 +68,7 @@ MOST_WASTED = 1.13  # taps that are computed, for each of the kernel's,
 LONG_STRIDE = 4  # where their blocks are so long;
 MOST_WASTED_OF_FEW = 1.15  # and in planes of fewer than NARROW channels
 LEAST_PHASE = 7  # taps of a phase of one axis, from which a group's phases are computed at once
+MOST_BESIDE = 16  # taps of a strided window copied beside few channels, where the outputs are many
 MOST_SHARED = 48  # channels in or out up to which the taps of a kernel gradient are shared out,
 SHARED_COPIES = 0.9  # times the elements that patches of x or g would copy
 FEWEST = 32  # channels in or out below which Winograd's sums cost more than the multiplications that they save,
@@ -258,7 +260,7 @@ def steps_of_few(problem: Problem) -> str:
     blocks = space_to_depth.applies(geometry) and space_to_depth.waste(geometry) == 1
     if blocks and (geometry.axes[-1].stride >= LONG_STRIDE or not many):
         return "space_to_depth"
-    most = LEAST_STEPPED if problem.out < 2 * NARROW else FEW
+    most = LEAST_STEPPED if problem.out < 2 * NARROW else MOST_BESIDE
     if geometry.taps <= most and two_sided.applies(geometry):
         return "two_sided"
     return "slices" if many and 1 < channels <= FEWEST_GATHERED and slices.applies(geometry) else "patches"
@@ -340,13 +342,12 @@ def folded_wins(problem: Problem) -> bool:
         return ours < LEVEL * cost.lax_of_few(geometry, problem.channels, out)
     few = out <= 4 or (out <= 8 and FEWEST_GATHERED < problem.channels <= 32) or odd_phases(problem)
     held = 4 * math.prod(geometry.input) * geometry.taps * out
-    if undilated(problem):  # a large volume comes in bands
-        held //= columns.bands(geometry.input[0], held)
     if undilated(problem):
+        held //= columns.bands(geometry.input[0], held)  # a large volume comes in bands
         least = 3 if held <= FOLDED_BYTES_OF_FEW else 6
     else:  # a dilated fold moves more, and lax has the more to compute over its zeros the more channels there are
         least = 8
-        if geometry.rank == 2 and problem.channels <= MOST_SHARED:
+        if geometry.rank == 2 and problem.channels <= MOST_OVER_ZEROS:
             least = 2 if problem.channels <= FEW else 4
     return few and held <= FOLDED_BYTES and (geometry.taps >= least * out or odd_phases(problem))
 
