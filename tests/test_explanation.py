@@ -78,6 +78,8 @@ def test_text():
         ((1, 224, 224, 3), (7, 7, 3, 64), {"padding": 3, "strides": 2}, ("slices", "lax", "columns")),
         ((1, 572, 572, 1), (3, 3, 1, 64), {}, ("taps", "patches", "columns")),
         ((64, 84, 84, 4), (8, 8, 4, 16), {"strides": 4}, ("lax", "two_sided", "subpixel")),
+        ((8, 112, 112, 3), (3, 3, 3, 16), {"strides": 2, "padding": 1}, ("lax", "two_sided", "subpixel")),
+        ((8, 112, 112, 3), (4, 4, 3, 24), {"strides": 2, "padding": 1}, ("slices", "space_to_depth", "subpixel")),
         ((64, 64, 64, 3), (4, 4, 3, 64), {"strides": 2, "padding": 1}, ("slices", "space_to_depth", "lax")),
         ((4, 128, 128, 4), (7, 7, 4, 64), {"strides": 2, "padding": 3}, ("slices", "slices", "columns")),
         ((1, 224, 224, 3), (3, 3, 3, 64), {"padding": 1}, ("slices", "lax", "columns")),
