@@ -36,7 +36,8 @@ from jconv.algorithms import (
     winograd,
     worth,
 )
-from jconv.algorithms.worth import Problem
+from jconv.algorithms.problem import Problem, tap_by_tap, undilated, winograd_wins
+from jconv.algorithms.worth_kernel_grad import blocks_win, few_along, plane_kernel_grad, shared_out, shared_out_of_each
 from jconv.geometry import Geometry
 
 PRODUCTS = ("forward", "kernel_grad", "input_grad")
@@ -83,7 +84,7 @@ MOST_PATCHES = 1 << 21  # elements of one example's patches up to which a few ex
 TABLE = (
     Row(
         "matmul",
-        lambda p: matmul.applies(p.geometry) and worth.undilated(p),
+        lambda p: matmul.applies(p.geometry) and undilated(p),
         lambda p: not (p.real and (worth.few_taps_of_one(p) or worth.thin(p) or worth.rows_of_patches(p))),
         "each input element meets one tap at most: one matrix product",
         convolve=matmul.convolve,
@@ -98,7 +99,7 @@ TABLE = (
     ),
     Row(
         "taps",
-        lambda p: worth.undilated(p) and taps.applies(p.geometry, p.channels, p.out),
+        lambda p: undilated(p) and taps.applies(p.geometry, p.channels, p.out),
         lambda p: p.inexact and (worth.one_channel(p) or p.geometry.groups > 1),
         "one channel, or groups of one: one fused multiply-add a tap",
         convolve=taps.convolve,
@@ -137,14 +138,14 @@ TABLE = (
     Row(
         "two_sided",
         lambda p: p.product == "kernel_grad" and two_sided.applies(p.geometry),
-        lambda p: worth.plane_kernel_grad(p) == "two_sided" or (p.geometry.rank > 2 and worth.shared_out(p)),
+        lambda p: plane_kernel_grad(p) == "two_sided" or (p.geometry.rank > 2 and shared_out(p)),
         "few channels on both sides: some taps beside those of x, the others beside those of g, one matrix product",
         kernel_grad=two_sided.kernel_grad,
     ),
     Row(
         "exchange",
         lambda p: p.product == "kernel_grad" and exchange.applies(p.geometry),
-        lambda p: worth.plane_kernel_grad(p) == "exchange",
+        lambda p: plane_kernel_grad(p) == "exchange",
         "few output channels: x and g change places, and the kernel is turned",
         kernel_grad=functools.partial(exchange.kernel_grad, inner=_inner_kernel_grad),
     ),
@@ -174,7 +175,7 @@ TABLE = (
     Row(
         "grouped",
         lambda p: grouped.applies(p.geometry),
-        lambda p: p.inexact and (worth.undilated(p) or worth.group_by_group(p)) and not worth.wide_groups_of_lines(p),
+        lambda p: p.inexact and (undilated(p) or worth.group_by_group(p)) and not worth.wide_groups_of_lines(p),
         "groups of some channels: one dense convolution a group, from cache",
         convolve=functools.partial(grouped.convolve, inner=_inner),
         kernel_grad=functools.partial(grouped.kernel_grad, inner=_inner_kernel_grad),
@@ -182,14 +183,14 @@ TABLE = (
     Row(
         "space_to_depth",
         lambda p: p.product == "kernel_grad" and space_to_depth.applies(p.geometry),
-        worth.blocks_win,
+        blocks_win,
         "a stride along one axis: blocks of elements as channels, and none is gathered",
         kernel_grad=functools.partial(space_to_depth.kernel_grad, inner=_inner_kernel_grad),
     ),
     Row(
         "winograd",
         lambda p: jnp.issubdtype(p.dtype, jnp.inexact) and winograd.applies(p.geometry),
-        lambda p: worth.winograd_wins(p) and worth.plane_kernel_grad(p) in (None, "winograd"),
+        lambda p: winograd_wins(p) and plane_kernel_grad(p) in (None, "winograd"),
         "3x3: fewer multiplications, as independent matrix products",
         convolve=winograd.convolve,
         kernel_grad=winograd.kernel_grad,
@@ -197,7 +198,7 @@ TABLE = (
     Row(
         "shifts",
         lambda p: shifts.applies(p.geometry),
-        lambda p: worth.tap_by_tap(p) or worth.plane_kernel_grad(p) == "shifts",
+        lambda p: tap_by_tap(p) or plane_kernel_grad(p) == "shifts",
         "many channels, and taps that often see padding: one matrix product a tap",
         convolve=shifts.convolve,
         kernel_grad=shifts.kernel_grad,
@@ -205,7 +206,7 @@ TABLE = (
     Row(
         "patches",
         lambda p: patches.applies(p.geometry),
-        lambda p: worth.few_along(p) or worth.few_of_volume(p) or worth.plane_kernel_grad(p) == "patches",
+        lambda p: few_along(p) or worth.few_of_volume(p) or plane_kernel_grad(p) == "patches",
         "few channels: every window's elements side by side, one matrix product",
         convolve=patches.convolve,
         kernel_grad=patches.kernel_grad,
@@ -382,7 +383,7 @@ def _kernel_grads(
     if x.size == 0:  # all of it was cropped
         return jnp.zeros((examples, *geometry.window, x.shape[-1] // geometry.groups, g.shape[-1]), dtype)
     x = x.reshape(examples, batch, *x.shape[1:])
-    fewer = worth.shared_out_of_each(Problem("kernel_grad", batch, x.shape[-1], g.shape[-1], geometry, dtype))
+    fewer = shared_out_of_each(Problem("kernel_grad", batch, x.shape[-1], g.shape[-1], geometry, dtype))
     grads = two_sided.kernel_grads if fewer else patches.kernel_grads
     return grads(x, g, geometry, precision, total).astype(dtype)
 

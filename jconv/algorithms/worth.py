@@ -6,7 +6,6 @@ layers on two machines (see cost.py); a rule's docstring says what the machine d
 
 import dataclasses
 import math
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -14,7 +13,6 @@ from jconv.algorithms import (
     abreast,
     columns,
     cost,
-    exchange,
     interleaved,
     joined,
     lanes,
@@ -23,304 +21,53 @@ from jconv.algorithms import (
     phases,
     shifts,
     slices,
-    space_to_depth,
     subpixel,
     taps,
-    two_sided,
     windows,
     winograd,
 )
-from jconv.geometry import Geometry
+from jconv.algorithms.problem import (
+    FEW,
+    FEWEST_GATHERED,
+    MANY,
+    MOST_OF_ONE,
+    NARROW,
+    SMALL_IMAGE,
+    Problem,
+    double,
+    in_double,
+    large_steps,
+    lax_seconds,
+    shifts_seconds,
+    tap_by_tap,
+    undilated,
+    winograd_seconds,
+    winograd_wins,
+)
+from jconv.algorithms.worth_kernel_grad import large_forms_of_few, plane_kernel_grad
 
-FEW = 16  # channels that are one or two vectors
-MOSTLY_INSIDE = 0.76  # of the taps' places on the input, from which leaving out the others saves too little,
-MOSTLY_INSIDE_OF_MORE = 0.87  # and in a convolution of at least so many channels,
-MORE_THAN_MANY = 256  # whose kernel is taken as it is stored
 SLICED_FLOPS = 200  # a copied element of x, from which the copy is worth it,
 SLICED_FLOPS_OF_FEW = 48  # and with stride 1 where lax gathers at most FEWEST_GATHERED channels one by one,
 STEPPED_FLOPS_OF_FEW = 70  # or with a larger one
-FEWEST_GATHERED = 4
 FOLDED_BYTES = 16 << 20  # of the columns of an image, dilated or of a volume: beyond, they leave the caches
 FOLDED_BYTES_OF_FEW = 2 << 20  # the same where the taps are few for each output
 MOST_OVER_ZEROS = 48  # channels of a dilated plane with few outputs, from which lax is left to compute over the zeros
 LEVEL = 1.15  # times lax's cost, up to which the two are level, and columns' form is the more exact
 MOST_FOLDED = 11  # outputs of a plane; where they fill no vector, since the others run at twice the rate
 LEAST_FOLDED = 16  # taps * outputs along one axis, which are the rows of a product of columns
-MOST_OF_ONE = 32  # taps of one channel up to which a multiply-add a tap is one loop over the result
 SUMMED_FLOPS = 5000  # an element of the result, from which its passes are,
 ODD_FLOPS = 300  # and where the channels fill no vector
 SLICED_FLOPS_OF_ODD = 100  # a copied element of such channels
 MIDDLING = 32  # channels from which lines are rows long enough
-MOST_SCATTERED = 9  # taps of a kernel gradient up to which one matrix product a tap beats a convolution with steps
-NARROW = 32  # channels in or out below which a kernel gradient has short rows
-LEAST_SLICED = 27  # taps * channels of a kernel gradient of fewer than patches.CHANNELS_LAST channels, for lines
-SMALL_IMAGE = 1 << 10  # places of an image, or of all, of which a few taps' products are from cache
 SMALLEST_IMAGE = 64  # places
 SMALL_LINE = 256  # the same along one axis
-MANY = 128  # channels
 LONG_ROW = 96  # elements
-LEAST_STEPPED = 25  # taps of a strided window from which lines of few channels beat their patches
-LEAST_LINES = 16  # taps from which lines of FEW channels beat their patches
 LARGEST_RESULT = 16 << 20  # bytes that an allocator keeps; those of a second buffer it gives back; see windows.MAPPED
 SHUFFLED = 65  # channels whose multiply-adds take a nanosecond
 LANES = 24  # channels of a group up to which its convolution is some vectors
-MOST_WASTED = 1.13  # taps that are computed, for each of the kernel's,
-LONG_STRIDE = 4  # where their blocks are so long;
-MOST_WASTED_OF_FEW = 1.15  # and in planes of fewer than NARROW channels
 LEAST_PHASE = 7  # taps of a phase of one axis, from which a group's phases are computed at once
-MOST_BESIDE = 16  # taps of a strided window copied beside few channels, where the outputs are many
-MOST_SHARED = 48  # channels in or out up to which the taps of a kernel gradient are shared out,
-SHARED_COPIES = 0.9  # times the elements that patches of x or g would copy
-FEWEST = 32  # channels in or out below which Winograd's sums cost more than the multiplications that they save,
-FEWEST_IN_ALL = 128  # and of both together, but for a kernel gradient
-LARGEST_FORMS = 32 << 20
-LARGE_FORMS = 8 << 20  # of a kernel gradient, beside which the copies of dilated images leave the caches,
-FEW_PLACES = 3  # for each channel, that do not make up for it
 LEAST_ABREAST = 250  # floating-point operations an element of x and y, from which images are worth to be copied abreast
 LEAST_ABREAST_OF_ODD = 120  # and where channels are filled up to a vector
-SMALL_SUM = 8e7  # floating-point operations of a kernel gradient that lax has on its way before others are copied,
-SMALLEST_SUM = 5e6  # and of one that is no more than the calls it takes,
-FEWEST_CALLS = 1.5e5  # and of one where each call counts, since XLA hands a program of many to another thread
-LEAST_SECONDS = 5e-4  # of a lax convolution from which a program that takes half a second longer to compile is worth it
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """One product to compute: geometry is cropped; an input gradient is a convolution along for_input_grad()."""
-
-    product: str  # "convolve" or "kernel_grad"
-    batch: Any  # an int, or a symbolic dimension while exporting
-    channels: int
-    out: int
-    geometry: Geometry
-    dtype: Any
-
-    @property
-    def real(self) -> bool:
-        return jnp.issubdtype(self.dtype, jnp.floating)
-
-    @property
-    def inexact(self) -> bool:
-        return jnp.issubdtype(self.dtype, jnp.inexact)
-
-
-def double(problem: Problem) -> bool:
-    return problem.dtype == jnp.float64
-
-
-def in_double(problem: Problem) -> str | None:
-    """What computes a float64 product that XLA:CPU's convolution runs element by element, at 2 to 7 GFLOP/s.
-
-    One along one axis, and one of planes with more places out than in: matrix products, 8 to 30 times faster.
-    """
-    geometry, convolves = problem.geometry, problem.product == "convolve"
-    if not double(problem) or geometry.groups > 1:
-        return None
-    if geometry.rank == 1:
-        if convolves and columns.applies(geometry) and not undilated(problem):
-            return "columns"
-        few = min(problem.channels, problem.out) < FEW
-        able = ("patches", patches), ("shifts", shifts)
-        return next((name for name, way in (able if few else able[::-1]) if way.applies(geometry)), None)
-    grows = geometry.rank == 2 and any(axis.output > axis.input for axis in geometry.axes)
-    if convolves and grows and undilated(problem) and min(problem.channels, problem.out) > FEWEST_GATHERED:
-        return "shifts" if shifts.applies(geometry) else "columns" if columns.applies(geometry) else None
-    return None
-
-
-def undilated(problem: Problem) -> bool:
-    return all(axis.input_dilation == 1 for axis in problem.geometry.axes)
-
-
-def mostly_inside(problem: Problem) -> bool:
-    more = problem.product == "convolve" and min(problem.channels, problem.out) >= MORE_THAN_MANY
-    return shifts.share_inside(problem.geometry) > (MOSTLY_INSIDE_OF_MORE if more else MOSTLY_INSIDE)
-
-
-def winograd_seconds(problem: Problem) -> float:
-    ours = cost.winograd if problem.product == "convolve" else cost.winograd_kernel_grad
-    tiles = winograd.tiles(problem.geometry)
-    return ours(problem.batch, problem.geometry, problem.channels, problem.out, tiles)
-
-
-def lax_seconds(problem: Problem) -> float:
-    lax = cost.lax_convolve if problem.product == "convolve" else cost.lax_kernel_grad
-    return lax(problem.batch, problem.geometry, problem.channels, problem.out)
-
-
-def shifts_seconds(problem: Problem) -> float:
-    """Of a product a tap over the places where it is inside."""
-    flops = cost.flops(problem.batch, problem.geometry, problem.channels, problem.out)
-    return shifts.share_inside(problem.geometry) * flops / cost.PRODUCTS
-
-
-def winograd_wins(problem: Problem) -> bool:
-    """By the cost model, with some room for what it does not know; in float32, where its rounding is like lax's."""
-    forms = 64 * problem.channels * problem.out  # bytes: too many to keep beside those of the input gradient
-    fits = problem.product == "convolve" or forms <= LARGEST_FORMS
-    fits &= min(problem.channels, problem.out) >= FEWEST
-    fits &= problem.product != "convolve" or problem.channels + problem.out >= FEWEST_IN_ALL
-    room = 1.15 if problem.product == "convolve" else 1.0
-    least = max(LEAST_SECONDS, room * winograd_seconds(problem))
-    return problem.dtype == jnp.float32 and fits and least < lax_seconds(problem)
-
-
-def plane_kernel_grad(problem: Problem) -> str | None:
-    """What computes a dense plane's kernel gradient, which lax runs at a third of its forward product's rate.
-
-    lax gathers a patch of single elements, since the images stand where it wants channels; lines have rows of images
-    there, and patches copy runs of channels.
-    """
-    geometry, channels, out = problem.geometry, problem.channels, problem.out
-    dense = problem.product == "kernel_grad" and geometry.rank == 2 and geometry.groups == 1 and undilated(problem)
-    if not dense or not problem.real or geometry.taps == 1:
-        return None
-    if double(problem):
-        if shared_out(problem):
-            return "two_sided"
-        return "patches" if min(channels, out) <= FEW and patches.applies(geometry) else "lax"
-    if min(channels, out) >= NARROW and shifts.applies(geometry) and shifts.long_rows(geometry):
-        return "shifts"
-    small = small_kernel_grad(problem)
-    if small is not None:
-        return small
-    if shared_out(problem):
-        return "two_sided"
-    if exchange.applies(geometry) and out < min(NARROW, channels):
-        return "exchange"
-    if NARROW <= out < 2 * NARROW and 4 * out <= channels:
-        return "lax"  # on one core, beside the input gradient
-    if winograd.applies(geometry) and winograd_wins(problem):
-        return "winograd"
-    if space_to_depth.applies(geometry) and blocks_of_plane(problem):
-        return "space_to_depth"
-    if space_to_depth.applies(geometry) and FEW <= channels < NARROW and large_steps(problem):
-        return "lax"
-    if min(channels, out) < 2 * NARROW and gathered_by_rows(problem):
-        return "lax"
-    if large_forms_of_few(problem) and gathered_by_rows(problem) and shifts.applies(geometry):
-        return "shifts"
-    if shifts.applies(geometry) and (
-        tap_by_tap(problem)
-        or (channels >= patches.CHANNELS_LAST and geometry.taps <= MOST_SCATTERED and not mostly_inside(problem))
-    ):
-        return "shifts"
-    if gathered_by_rows(problem):
-        return "lax"
-    steps = any(axis.stride > 1 for axis in geometry.axes)
-    if channels < patches.CHANNELS_LAST:
-        few = geometry.taps <= patches.SPELLED_OUT if steps else geometry.taps * channels < LEAST_SLICED
-    else:
-        few = min(channels, out) < NARROW
-        if few and channels >= FEW:
-            if steps and shifts.applies(geometry) and math.prod(geometry.output) <= SMALL_IMAGE:
-                return "shifts"
-            few = geometry.taps < LEAST_LINES
-    if few and steps and patches.applies(geometry):
-        return steps_of_few(problem)
-    return "patches" if few and patches.applies(geometry) else "slices" if slices.applies(geometry) else None
-
-
-def shared_out(problem: Problem) -> bool:
-    """Few channels on both sides: patches of either would copy more than patches of both, each of a part of the taps.
-
-    With more than MOST_SHARED the product is most of the time, and lines or Winograd's form have less to compute.
-    """
-    geometry, channels, out = problem.geometry, problem.channels, problem.out
-    if problem.product != "kernel_grad" or not problem.real or not two_sided.applies(geometry):
-        return False
-    most, narrowest = (2 * NARROW, 2 * NARROW) if double(problem) else (MOST_SHARED, NARROW - 1)
-    if max(channels, out) > most or min(channels, out) > narrowest:
-        return False
-    steps = any(axis.stride > 1 for axis in geometry.axes)
-    if steps and geometry.taps < LEAST_STEPPED and min(channels, out) >= FEW:  # a small part of x meets each tap
-        return False
-    ours = two_sided.copied(two_sided.shares(geometry, channels, out), channels, out)
-    patches_of = min(geometry.taps * channels + out, geometry.taps * out + channels)
-    return ours < SHARED_COPIES * patches_of
-
-
-def shared_out_of_each(problem: Problem) -> bool:
-    """The same of one example of many: where fewer copies make up for turning its kernel's gradient round."""
-    geometry, channels, out = problem.geometry, problem.channels, problem.out
-    if not two_sided.applies(geometry):
-        return False
-    fewer = geometry.taps * channels + out - two_sided.copied(two_sided.shares(geometry, channels, out), channels, out)
-    return geometry.taps * channels * out <= problem.batch * math.prod(geometry.output) * fewer
-
-
-def steps_of_few(problem: Problem) -> str:
-    """Few channels and a stride: blocks that fill the window are copied whole; else lines, or patches of few taps.
-
-    A patch is a copy of each tap, of as many elements as there are channels, and a loop to compile. Runs of channels,
-    short as they are, are copied faster than steps along planes of each channel: a first 3x3 layer twice.
-    """
-    geometry, channels = problem.geometry, problem.channels
-    many = geometry.taps >= LEAST_STEPPED
-    blocks = space_to_depth.applies(geometry) and space_to_depth.waste(geometry) == 1
-    if blocks and (geometry.axes[-1].stride >= LONG_STRIDE or not many):
-        return "space_to_depth"
-    most = LEAST_STEPPED if problem.out < 2 * NARROW else MOST_BESIDE
-    if geometry.taps <= most and two_sided.applies(geometry):
-        return "two_sided"
-    return "slices" if many and 1 < channels <= FEWEST_GATHERED and slices.applies(geometry) else "patches"
-
-
-def gathered_by_rows(problem: Problem) -> bool:
-    """A kernel gradient of a dilated window, whose patches lax gathers a row at a time.
-
-    It stays on one core, and leaves the other to the input gradient.
-    """
-    geometry, channels, out = problem.geometry, problem.channels, problem.out
-    dilated = any(axis.dilation > 1 and axis.window > 1 for axis in geometry.axes)
-    return dilated and min(channels, out) >= NARROW and channels % 4 == out % 4 == 0
-
-
-def large_forms_of_few(problem: Problem) -> bool:
-    """A kernel gradient of few places for its channels: Winograd's forms of it are most of what is moved."""
-    channels, out, batch = problem.channels, problem.out, problem.batch
-    few = isinstance(batch, int) and batch * math.prod(problem.geometry.output) < FEW_PLACES * min(channels, out)
-    return few and 64 * channels * out > LARGE_FORMS
-
-
-def small_kernel_grad(problem: Problem) -> str | None:
-    """What computes a plane's kernel gradient of so few operations that a copy or a call a tap are most of its time.
-
-    lax gathers over the images: a few of them, or rows of outputs that are whole vectors, and it is done first.
-    """
-    geometry, batch, out = problem.geometry, problem.batch, problem.out
-    if not isinstance(batch, int) or problem.dtype != jnp.float32:
-        return None
-    many = min(problem.channels, out) >= MANY and not mostly_inside(problem)
-    operations = cost.flops(batch, geometry, problem.channels, out)
-    if operations <= FEWEST_CALLS and slices.applies(geometry):
-        return "slices"
-    if few_of_one_image(problem):
-        return "lax"
-    few = problem.channels <= FEWEST_GATHERED or out < lanes.VECTOR  # the second: x and g change places
-    if operations > SMALL_SUM or many or few:
-        return None
-    if batch >= 16 or (batch >= 4 and out >= NARROW):
-        return "lax"
-    if operations > SMALLEST_SUM or not patches.applies(geometry):
-        return None
-    lines = geometry.taps > MOST_SCATTERED and slices.applies(geometry)
-    return "slices" if lines else "patches"
-
-
-def few_of_one_image(problem: Problem) -> bool:
-    """A first layer's kernel gradient, whose rows lax gathers over the images: one, or a few of a small sum.
-
-    With stride 1 a window of many taps is gathered in lines all the same, which takes less.
-    """
-    geometry, batch = problem.geometry, problem.batch
-    if problem.channels > FEWEST_GATHERED or problem.out < NARROW:
-        return False
-    steps = all(axis.stride > 1 for axis in geometry.axes)
-    operations = cost.flops(batch, geometry, problem.channels, problem.out)
-    if batch == 1:
-        return operations <= 3 * SMALL_SUM and (steps or geometry.taps < LEAST_LINES)
-    return steps and batch <= 4 and operations <= SMALL_SUM
 
 
 def folded_wins(problem: Problem) -> bool:
@@ -370,15 +117,6 @@ def small_dilated(problem: Problem) -> bool:
 
 def one_channel(problem: Problem) -> bool:
     return problem.product == "convolve" and problem.channels == 1 and problem.geometry.taps <= MOST_OF_ONE
-
-
-def tap_by_tap(problem: Problem) -> bool:
-    """Many channels, and taps that often see padding, so that their places are left out; or steps along one axis."""
-    ours = in_double(problem)
-    if ours is not None:
-        return ours == "shifts"
-    many = min(problem.channels, problem.out) >= 128 and not mostly_inside(problem)
-    return problem.real and (many or scattered(problem))
 
 
 def sliced_wins(problem: Problem) -> bool:
@@ -480,55 +218,6 @@ def wide_groups_of_lines(problem: Problem) -> bool:
     return wide and (geometry.taps <= FEW if problem.product == "convolve" else steps)
 
 
-def scattered(problem: Problem) -> bool:
-    """A kernel gradient along one axis whose convolution would step over its input: a third of lax's speed.
-
-    Steps of a dilation along the last axis are runs of channels all the same.
-    """
-    axes = problem.geometry.axes
-    steps = any(axis.stride > 1 for axis in axes) or any(axis.dilation > 1 for axis in axes[:-1])
-    steps |= axes[-1].window == 1
-    most = MOST_SCATTERED if len(axes) > 1 else MOST_OF_ONE
-    line = sum(axis.window > 1 for axis in axes) == 1 and problem.geometry.taps <= most
-    least = cost.BLOCK if len(axes) > 1 else 2 * cost.BLOCK  # lax's one row of one axis is on both cores
-    wide = line and min(problem.channels, problem.out) >= least
-    return problem.product == "kernel_grad" and steps and wide
-
-
-def large_steps(problem: Problem) -> bool:
-    """Strided windows on images so large that a copy of one, by whatever way, costs what it saves."""
-    geometry = problem.geometry
-    return geometry.axes[-1].stride > 1 and 4 * math.prod(geometry.input) * problem.channels > abreast.MOST_BYTES
-
-
-def blocks_of_plane(problem: Problem) -> bool:
-    """Up to 64 channels, of more the copy by blocks saves nothing; of less than 32 also where a tap of zeros is added.
-
-    Those are lines else, of which a large image has too many to copy.
-    """
-    geometry, channels, out = problem.geometry, problem.channels, problem.out
-    waste = space_to_depth.waste(geometry)
-    if channels >= NARROW:
-        return waste == 1 and channels <= 2 * NARROW <= out
-    operations = cost.flops(problem.batch, geometry, channels, out)
-    small = 4 * math.prod(geometry.input) * channels <= columns.IMAGE_BYTES
-    return channels >= FEW and waste <= MOST_WASTED_OF_FEW and small and operations > 1.5 * SMALL_SUM
-
-
-def blocks_win(problem: Problem) -> bool:
-    """A kernel gradient along one strided axis whose window blocks of the stride fill, or nearly fill if it is long.
-
-    Of planes see plane_kernel_grad.
-    """
-    geometry = problem.geometry
-    if geometry.rank > 1:
-        return plane_kernel_grad(problem) == "space_to_depth"
-    if not problem.real or double(problem) or few_along(problem):
-        return False
-    axis, waste = geometry.axes[0], space_to_depth.waste(geometry)
-    return waste == 1 or (axis.stride >= LONG_STRIDE and waste <= MOST_WASTED)
-
-
 def joined_wins(problem: Problem) -> bool:
     """Where the row that axes are joined to is long enough to be shared by the cores."""
     lower = joined.lower(problem.geometry)
@@ -578,16 +267,6 @@ def phases_win(problem: Problem) -> bool:
         return False
     axes, enough = problem.geometry.axes, problem.out >= 8 or problem.geometry.groups > 1
     return enough or (len(axes) == 1 and axes[0].window >= 4 * axes[0].input_dilation)
-
-
-def few_along(problem: Problem) -> bool:
-    """A first layer of one axis and few taps: lax's one row has as many channels as there are images."""
-    geometry = problem.geometry
-    few = problem.channels < patches.CHANNELS_LAST and 1 < geometry.taps <= patches.SPELLED_OUT_OF_FEW
-    ours = in_double(problem)
-    if ours is not None:
-        return ours == "patches"
-    return problem.product == "kernel_grad" and geometry.rank == 1 and geometry.groups == 1 and problem.real and few
 
 
 def few_of_volume(problem: Problem) -> bool:
