@@ -98,6 +98,19 @@ def test_text():
             {"padding": 16, "kernel_dilation": 16},
             ("interleaved", "two_sided", "interleaved"),
         ),
+        (  # one more place, and the images that interleave would be half as large again
+            (4, 65, 65, 21),
+            (3, 3, 21, 21),
+            {"padding": 16, "kernel_dilation": 16},
+            ("abreast", "two_sided", "abreast"),
+        ),
+        ((4, 41, 41, 24), (3, 3, 24, 24), {"padding": 4, "kernel_dilation": 4}, ("lax", "two_sided", "lax")),
+        (
+            (4, 48, 48, 24),
+            (3, 3, 24, 64),
+            {"padding": 4, "kernel_dilation": 4},
+            ("interleaved", "patches", "interleaved"),
+        ),
         (
             (2, 64, 64, 128),
             (3, 1, 128, 128),
@@ -138,7 +151,7 @@ def test_text():
         ((1, 2, 7, 7, 512), (3, 3, 3, 512, 512), {"padding": 1}, ("shifts",) * 3),
         ((8, 32, 32, 32, 1), (5, 5, 5, 1, 32), {"strides": 2}, ("patches", "slices", "columns")),
         ((1, 16, 112, 112, 3), (7, 7, 7, 3, 64), {"padding": 3, "strides": 2}, ("slices", "slices", "subpixel")),
-        ((1, 12, 13, 13, 256), (3, 3, 3, 256, 256), {}, ("slices",) * 3),
+        ((1, 12, 13, 13, 256), (3, 3, 3, 256, 256), {}, ("slices", "slices", "shifts")),
         ((1, 8, 28, 28, 256), (3, 3, 3, 256, 256), {"padding": 1}, ("slices",) * 3),
         ((8, 512, 256), (5, 32, 256), {"padding": 2, "feature_group_count": 8}, ("lax", "lanes", "lax")),
         ((8, 512, 128), (5, 32, 256), {"padding": 2, "strides": 2, "feature_group_count": 4}, ("lax", "lax", "phases")),

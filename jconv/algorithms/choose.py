@@ -68,11 +68,14 @@ def _compute(
     algorithm: str = "auto", platform: str = "cpu",
 ) -> jax.Array:  # fmt: skip
     """One product by the table, cropped first; rhs is the kernel for "convolve", g for "kernel_grad"."""
-    lhs, geometry = windows.crop(lhs, geometry)
-    problem = Problem(product, lhs.shape[0], lhs.shape[-1], rhs.shape[-1], geometry, dtype)
-    if lhs.size == 0 or rhs.size == 0 or 0 in geometry.output:  # an empty sum, or an empty result
+    cropped = windows.cropped(geometry)
+    problem = Problem(product, lhs.shape[0], lhs.shape[-1], rhs.shape[-1], cropped, dtype)
+    if 0 in (lhs.shape[0], lhs.shape[-1], rhs.size, *cropped.input, *cropped.output):  # an empty sum, or result
         algorithm = "lax"
-    return pick(problem, algorithm, platform).function(product)(lhs, rhs, geometry, precision, dtype)  # pyright: ignore[reportOptionalCall]
+    row = pick(problem, algorithm, platform)
+    if not (row.convolve is lax_conv.convolve and product == "convolve" and lax_conv.takes(geometry)):
+        lhs, geometry = windows.crop(lhs, geometry)
+    return row.function(product)(lhs, rhs, geometry, precision, dtype)  # pyright: ignore[reportOptionalCall]
 
 
 # What an algorithm calls for its parts: a phase, or a slice of lower rank, is computed by the best of the table.

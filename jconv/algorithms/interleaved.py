@@ -40,6 +40,11 @@ def dense(geometry: Geometry) -> Geometry:
     return dataclasses.replace(geometry, axes=tuple(map(_dense, geometry.axes)))
 
 
+def waste(geometry: Geometry) -> float:
+    """Places computed for each place of the result."""
+    return images(geometry) * math.prod(dense(geometry).output) / max(1, math.prod(geometry.output))
+
+
 def _dense(axis: Axis) -> Axis:
     d = _dilation(axis)
     if d == 1:

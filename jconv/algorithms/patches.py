@@ -122,21 +122,20 @@ def _rows(x: jax.Array, geometry: Geometry, most: int) -> int | None:
 def _by_rows(
     run: Callable[..., jax.Array], x: jax.Array, g: jax.Array, geometry: Geometry, rows: int, total: jax.Array
 ) -> jax.Array:
-    """`run` of a few rows of padded x and of g at a time, added up."""
+    """`run` of a few rows of padded x and of g at a time, added up.
+
+    Rows that the last block shares with the one before count once: zeros around x and g would be a copy of both.
+    """
     first, *rest = geometry.axes
     blocks = -(-first.output // rows)
-    missing = blocks * rows - first.output
-    widen = lambda array, more: lax.pad(
-        array, jnp.zeros((), array.dtype), [(0, 0, 0), (0, more, 0)] + [(0, 0, 0)] * (array.ndim - 2)
-    )
-    x, g = (widen(x, missing * first.stride), widen(g, missing)) if missing else (x, g)
     part = dataclasses.replace(first, output=rows, low=0, input=(rows - 1) * first.stride + first.reach)
 
     def add(index: jax.Array, total: jax.Array) -> jax.Array:
         image, block = windows.unravelled(index, (x.shape[0], blocks))
-        zeros = (0,) * (x.ndim - 2)
-        here = windows.take(x, (image, block * rows * first.stride, *zeros), (1, part.input, *x.shape[2:]))
-        there = windows.take(g, (image, block * rows, *zeros), (1, rows, *g.shape[2:]))
+        start, zeros = windows.start_of(block, rows, first.output), (0,) * (x.ndim - 2)
+        here = windows.take(x, (image, start * first.stride, *zeros), (1, part.input, *x.shape[2:]))
+        there = windows.take(g, (image, start, *zeros), (1, rows, *g.shape[2:]))
+        there = windows.fresh(there, block, rows, first.output, axis=1)
         return total + run(here, there, dataclasses.replace(geometry, axes=(part, *rest)))
 
     return lax.fori_loop(0, x.shape[0] * blocks, add, total)

@@ -62,6 +62,29 @@ def _side_by_side(x: jax.Array, geometry: Geometry) -> jax.Array:
     return joined.reshape(-1, *joined.shape[2:-3], groups * axis.window * each)
 
 
+def _side_by_side_kernel(w: jax.Array, geometry: Geometry) -> jax.Array:
+    """The kernel for _side_by_side: (*rest, taps * in a group, out); of a turned one copied as it is stored."""
+    rest, (taps, each, out) = _rest(geometry), (w.shape[0], *w.shape[-2:])
+    if not _stored(geometry):
+        return jnp.moveaxis(w, 0, -3).reshape(*rest.window, taps * each, out)
+    stored = lax.rev(windows.as_stored(w, geometry), [0])  # (taps, *rest, out, in)
+    return windows.as_stored(jnp.moveaxis(stored, 0, -2).reshape(*rest.window, out, taps * each), rest)
+
+
+def _kernels(w: jax.Array, geometry: Geometry) -> Callable[[Any], jax.Array]:
+    """The kernel of a tap of the first axis, which may be a tracer; of a turned one a view of what is stored."""
+    if not _stored(geometry):
+        return lambda tap: windows.take_one(w, tap) if isinstance(tap, jax.Array) else w[tap]
+    stored, last = windows.as_stored(w, geometry), w.shape[0] - 1
+    take = lambda at: windows.take_one(stored, at) if isinstance(at, jax.Array) else stored[at]
+    return lambda tap: windows.as_stored(take(last - tap), _rest(geometry))
+
+
+def _stored(geometry: Geometry) -> bool:
+    """Whether the kernel is turned back before a part of it is taken: XLA would turn a copy, and that again."""
+    return geometry.turned and geometry.groups == 1
+
+
 def _images(x: jax.Array, geometry: Geometry, out: int, most: int) -> int | None:
     """How many images to take at once, None for all: XLA keeps the operands and results of all taps at one time."""
     rest = x.shape[-1] * math.prod(geometry.input[1:]) + out * math.prod(geometry.output[1:])
@@ -74,7 +97,7 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     if _planes_joined(geometry, x):
         return _block_after_block(x, w, geometry, precision, dtype, inner)
     if axis.window * w.shape[-2] <= SIDE_BY_SIDE or axis.window == 1:
-        rows = jnp.moveaxis(w, 0, -3).reshape(*rest.window, axis.window * w.shape[-2], out)
+        rows = _side_by_side_kernel(w, geometry)
 
         def joined(x: jax.Array) -> jax.Array:
             y = inner(_side_by_side(x, geometry), rows, rest, precision, dtype)
@@ -105,24 +128,22 @@ def _plane_bytes(x: jax.Array, geometry: Geometry) -> int:
 
 
 def _blocks(geometry: Geometry, x: jax.Array, out: int) -> tuple[int, Geometry]:
-    """How many places of the first axis to take at once, a divisor of them, and the geometry of so many.
+    """How many places of the first axis to take at once, and the geometry of so many.
 
     More than JOINED_BYTES where the kernel, whose forms each block computes anew, is large.
     """
     axis = geometry.axes[0]
     each, kernel = _plane_bytes(x, geometry), geometry.taps * x.shape[-1] * (out // geometry.groups) * x.dtype.itemsize
     most = max(JOINED_BYTES, KERNELS * kernel)
-    fits = [n for n in range(1, axis.output + 1) if axis.output % n == 0 and n * each <= most]
-    block = max(fits, default=1)
+    block = windows.images_in_turn(axis.output, each, most) or axis.output
     part = dataclasses.replace(axis, output=block, low=0, input=(block - 1) * axis.stride + axis.reach)
     return block, dataclasses.replace(geometry, axes=(part, *geometry.axes[1:]))
 
 
-def _block(x: jax.Array, index: jax.Array, blocks: int, part: Geometry) -> jax.Array:
-    """The planes under the windows of block `index` of x, padded along its first axis, side by side as channels."""
+def _block(x: jax.Array, image: Any, place: Any, part: Geometry) -> jax.Array:
+    """The planes under the windows of x from a place on, padded along its first axis, side by side as channels."""
     axis, rest = part.axes[0], (0,) * (x.ndim - 2)
-    image, block = windows.unravelled(index, (x.shape[0], blocks))
-    here = windows.take(x, (image, block * axis.output * axis.stride, *rest), (1, axis.input, *x.shape[2:]))
+    here = windows.take(x, (image, place * axis.stride, *rest), (1, axis.input, *x.shape[2:]))
     return _side_by_side(here, part)
 
 
@@ -131,14 +152,14 @@ def _block_after_block(
 ) -> jax.Array:
     axis, plane, out = geometry.axes[0], _rest(geometry), w.shape[-1]
     block, part = _blocks(geometry, x, out)
-    blocks = axis.output // block
-    kernel = jnp.moveaxis(w, 0, -3).reshape(*plane.window, axis.window * w.shape[-2], out)
-    padded = _padded_first(x, geometry)
+    blocks = -(-axis.output // block)
+    kernel, padded = _side_by_side_kernel(w, geometry), _padded_first(x, geometry)
 
     def write(index: jax.Array, y: jax.Array) -> jax.Array:
-        here = inner(_block(padded, index, blocks, part), kernel, plane, precision, dtype)
-        image, place = windows.unravelled(index, (x.shape[0], blocks))
-        return windows.put(y, here[None], (image, place * block, *(0,) * geometry.rank))
+        image, number = windows.unravelled(index, (x.shape[0], blocks))
+        place = windows.start_of(number, block, axis.output)
+        here = inner(_block(padded, image, place, part), kernel, plane, precision, dtype)
+        return windows.put(y, here[None], (image, place, *(0,) * geometry.rank))
 
     # Into the result's own shape: a reshape after the loop would keep XLA from adding a bias where it stands.
     return lax.fori_loop(0, x.shape[0] * blocks, write, jnp.zeros((x.shape[0], *geometry.output, out), dtype))
@@ -149,12 +170,15 @@ def _kernel_grad_of_blocks(
 ) -> jax.Array:
     axis, plane, out = geometry.axes[0], _rest(geometry), g.shape[-1]
     block, part = _blocks(geometry, x, out)
-    blocks, each = axis.output // block, x.shape[-1] // geometry.groups
-    padded, flat = _padded_first(x, geometry), g.reshape(-1, block, *g.shape[2:])
+    blocks, each = -(-axis.output // block), x.shape[-1] // geometry.groups
+    padded = _padded_first(x, geometry)
 
     def add(index: jax.Array, total: jax.Array) -> jax.Array:
-        there = windows.take_one(flat, index)
-        return total + inner(_block(padded, index, blocks, part), there, plane, precision, dtype)
+        image, number = windows.unravelled(index, (x.shape[0], blocks))
+        place = windows.start_of(number, block, axis.output)
+        there = windows.take(g, (image, place, *(0,) * geometry.rank), (1, block, *g.shape[2:]))
+        there = windows.fresh(there, number, block, axis.output, axis=1)[0]
+        return total + inner(_block(padded, image, place, part), there, plane, precision, dtype)
 
     zeros = jnp.zeros((*plane.window, axis.window * each, out), dtype)
     dw = lax.fori_loop(0, x.shape[0] * blocks, add, zeros)
@@ -181,11 +205,10 @@ def _loop_over_taps(
     x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product
 ) -> jax.Array:
     axis, rest, shape = geometry.axes[0], _rest(geometry), (x.shape[0], *geometry.output, w.shape[-1])
-    x = _padded_first(x, geometry)
+    x, kernel = _padded_first(x, geometry), _kernels(w, geometry)
 
     def add(tap: jax.Array, total: jax.Array) -> jax.Array:
-        kernel = windows.take_one(w, tap)
-        return total + inner(_plane_under(x, axis, tap), kernel, rest, precision, dtype).reshape(shape)
+        return total + inner(_plane_under(x, axis, tap), kernel(tap), rest, precision, dtype).reshape(shape)
 
     return lax.fori_loop(0, axis.window, add, jnp.zeros(shape, dtype))
 
@@ -194,13 +217,13 @@ def _tap_after_tap(
     x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product
 ) -> jax.Array:
     axis, rest = geometry.axes[0], _rest(geometry)
-    shape, total = (x.shape[0], *geometry.output, w.shape[-1]), None
+    shape, total, kernel = (x.shape[0], *geometry.output, w.shape[-1]), None, _kernels(w, geometry)
     for tap in range(axis.window):
         first, last, _ = axis.places_inside(tap)
         if first == last:
             continue
         part, first, last = _under(x, axis, tap)
-        y = inner(part, w[tap], rest, precision, dtype).reshape(shape[0], last - first, *shape[2:])
+        y = inner(part, kernel(tap), rest, precision, dtype).reshape(shape[0], last - first, *shape[2:])
         widths = [(0, 0, 0)] * len(shape)
         widths[1] = (first, axis.output - last, 0)
         y = lax.pad(y, jnp.zeros((), dtype), widths) if first or last < axis.output else y

@@ -171,18 +171,26 @@ def _summed(
 
 
 def _taken_at_once(counts: Sequence[Any], most: int) -> list[int]:
-    """How many of each axis one step adds up: up to `most` rows, else runs, else images; of all others one."""
+    """How many of each axis one step adds up: up to `most` rows, else runs, else images; of all others one.
 
-    def few(dim: int) -> int:
+    Parts of a count that divide it, where they are half of `most` or more: others take a copy of x and g with zeros.
+    """
+    order = [*range(len(counts) - 2, 0, -1), len(counts) - 1, 0]
+
+    def divisor(dim: int) -> int:
         count = counts[dim]
-        if not isinstance(count, int):
-            return 1
-        divisor = max(n for n in range(1, most + 1) if count % n == 0)
-        if dim == 0 or 2 * divisor >= most or divisor == count:
-            return divisor
+        return max(n for n in range(1, most + 1) if count % n == 0) if isinstance(count, int) else 1
+
+    def even(dim: int) -> int:
+        count = counts[dim]
+        if dim == 0 or not isinstance(count, int) or divisor(dim) == count:
+            return divisor(dim)
         return -(-count // -(-count // most))  # as even parts as can be
 
-    best = max((*range(len(counts) - 2, 0, -1), len(counts) - 1, 0), key=few)
+    best = max(order, key=divisor)
+    few = divisor
+    if 2 * divisor(best) < most:
+        best, few = max(order, key=even), even
     return [few(dim) if dim == best else 1 for dim in range(len(counts))]
 
 

@@ -140,8 +140,20 @@ def few_at_once(batch: Any, bytes_each: int, most_bytes: int, few_bytes: int) ->
     return images_at_once(batch, bytes_each, few_bytes)
 
 
+def images_in_turn(batch: Any, bytes_each: int, most_bytes: float) -> int | None:
+    """As images_at_once, for parts that may overlap (by_images) where few at once cost time.
+
+    At least half of the most: without a divisor so large, what leaves the fewest to compute again. 3 of 13 planes.
+    """
+    divisor = images_at_once(batch, bytes_each, most_bytes)
+    if divisor is None:
+        return None
+    most = max(1, int(most_bytes // bytes_each))
+    return divisor if 2 * divisor >= most else min(range((most + 1) // 2, most + 1), key=lambda n: -(-batch // n) * n)
+
+
 def by_images(run: Callable[[jax.Array], jax.Array], x: jax.Array, images: int | None) -> jax.Array:
-    """run(x), of so many images at a time, a divisor of the batch; None for all.
+    """run(x), of so many images at a time; None for all. The last part may have images that the one before had.
 
     Each part is written where it belongs in the result. lax.map would give parts to be reshaped, and XLA adds a bias to
     a reshaped array into another one of its size: 16 x 112 x 112 x 64 was mapped twice in each call.
@@ -154,10 +166,25 @@ def by_first(run: Callable[[Any], jax.Array], x: jax.Array, images: int) -> jax.
     shape = jax.eval_shape(run, 0)
 
     def write(index: jax.Array, y: jax.Array) -> jax.Array:
-        return put_along(y, run(index * images), index * images, axis=0)
+        first = start_of(index, images, x.shape[0])
+        return put_along(y, run(first), first, axis=0)
 
     y = unwritten((x.shape[0], *shape.shape[1:]), shape.dtype, x)
-    return lax.fori_loop(0, x.shape[0] // images, write, y)
+    return lax.fori_loop(0, -(-x.shape[0] // images), write, y)
+
+
+def start_of(index: Any, size: int, length: int) -> Any:
+    """The first place of a part: of `size` each, the last of which ends with the `length`, whatever it has again."""
+    return lax.min(index * size, length - size) if length % size else index * size
+
+
+def fresh(array: jax.Array, index: Any, size: int, length: int, axis: int) -> jax.Array:
+    """The part that start_of gives, with zeros where an earlier one had the same places: for sums over parts."""
+    if length % size == 0:
+        return array
+    shape = [size if i == axis else 1 for i in range(array.ndim)]
+    place = start_of(index, size, length) + lax.broadcasted_iota(index.dtype, shape, axis)
+    return jnp.where(place >= index * size, array, jnp.zeros((), array.dtype))
 
 
 def by_examples(run: Callable[..., jax.Array], x: jax.Array, g: jax.Array, bytes_each: int) -> jax.Array:

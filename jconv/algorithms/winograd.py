@@ -135,7 +135,7 @@ def _parts(batch: Any, geometry: Geometry, channels: int, most: int) -> tuple[in
     """(images taken at once, None for all; rows of tiles taken at once) so that the arrays take `most` bytes."""
     rows, columns = _shape(geometry)
     each = 16 * 4 * columns * channels
-    images = windows.images_at_once(batch, rows * each, most)
+    images = windows.images_in_turn(batch, rows * each, most)
     if not isinstance(batch, int) or rows * each <= most:
         return images, rows
     return 1, -(-rows // -(-rows * each // most))
@@ -216,10 +216,14 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     if images is None:
         total = run(whole(x), g, rows)
     elif some == rows:
-        split = lambda array: array.reshape(batch // images, images, *array.shape[1:])
-        total = lax.scan(
-            lambda t, pair: (add(t, run(whole(pair[0]), pair[1], rows)), None), zeros, (split(x), split(g))
-        )[0]
+
+        def few(index: Any, total: list[jax.Array]) -> list[jax.Array]:
+            first = windows.start_of(index, images, batch)
+            here, there = (windows.take_along(array, first, images) for array in (x, g))
+            there = windows.fresh(there, index, images, batch, axis=0)
+            return add(total, run(whole(here), there, rows))
+
+        total = lax.fori_loop(0, -(-batch // images), few, zeros)
     else:
         blocks = -(-rows // some)
         g = _widen(g, (0, 0), (2 * some * blocks, g.shape[2]))

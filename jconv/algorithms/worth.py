@@ -66,6 +66,8 @@ LARGEST_RESULT = 16 << 20  # bytes that an allocator keeps; those of a second bu
 SHUFFLED = 65  # channels whose multiply-adds take a nanosecond
 LANES = 24  # channels of a group up to which its convolution is some vectors
 LEAST_PHASE = 7  # taps of a phase of one axis, from which a group's phases are computed at once
+MOST_FILLED_UP = 1.15  # places of interleaved images, for each of the result's, up to which few channels gain,
+MOST_FILLED_UP_OF_ODD = 1.3  # and where they fill no vector
 LEAST_ABREAST = 250  # floating-point operations an element of x and y, from which images are worth to be copied abreast
 LEAST_ABREAST_OF_ODD = 120  # and where channels are filled up to a vector
 
@@ -292,7 +294,11 @@ def interleaved_wins(problem: Problem) -> bool:
         if plane_kernel_grad(problem) == "two_sided":
             return False
         enough = problem.product == "convolve" or math.prod(dense.output) >= SMALL_IMAGE // 4
-        return narrowest >= FEW and enough
+        odd = bool(abreast.missing(problem.channels) or abreast.missing(problem.out))
+        if problem.product == "convolve" and not odd and max(problem.channels, problem.out) <= LANES:
+            return False  # lax reads these by vectors, wherever they stand
+        most = MOST_FILLED_UP_OF_ODD if odd else MOST_FILLED_UP
+        return narrowest >= FEW and enough and interleaved.waste(geometry) <= most
     if problem.product == "kernel_grad" and large_forms_of_few(problem):
         return False
     inner = dataclasses.replace(problem, batch=batch * interleaved.images(geometry), geometry=dense)
@@ -311,7 +317,7 @@ def winograd_planes(problem: Problem) -> bool:
     inner = dataclasses.replace(problem, batch=images * first.output, geometry=plane)
     if not winograd.applies(plane) or not winograd_wins(inner):
         return False
-    return first.window * winograd_seconds(inner) < 1.2 * shifts_seconds(problem)
+    return first.window * winograd_seconds(inner) < 1.05 * shifts_seconds(problem)
 
 
 def planes(problem: Problem) -> bool:

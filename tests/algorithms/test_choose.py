@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import jconv
+from jconv import reference
 from jconv.algorithms import choose
 from tests import cases
 from tests.cases import CASES, NAMED, Case, geometry_of, precise
@@ -176,3 +177,21 @@ def test_a_rules_products_have_the_algorithms_they_are_given():
     assert counts("lax") == (3, 0)
     assert counts({"forward": "lax"}) == (1, 2)
     assert counts({"kernel_grad": "lax", "input_grad": "lax"}) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "cut"),
+    [
+        ((13, 12), {"strides": 4}, False),  # one step more would need elements that are not there
+        ((13, 14), {"strides": 3, "padding": ((1, 0), (2, 0)), "kernel_dilation": (2, 1)}, False),
+        ((13, 12), {"strides": 2, "padding": ((0, -2), (0, 0))}, True),
+        ((13, 12), {"strides": 2, "padding": ((-1, 0), (0, 0))}, True),
+    ],
+)
+def test_elements_that_no_window_touches_are_left_to_laxs_steps(size, options, cut):
+    """A copy without them takes as long as a small convolution; pads below 0 are cropped all the same."""
+    rng = np.random.default_rng(0)
+    x, k = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((2, *size, 3), (3, 4, 3, 5)))
+    form = jax.jit(lambda x, k: jconv.conv(x, k, algorithm={"forward": "lax"}, **options))
+    assert ("stablehlo.slice" in form.lower(x, k).as_text()) == cut
+    np.testing.assert_array_equal(form(x, k), reference.conv(x, k, **options))

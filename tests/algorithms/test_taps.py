@@ -85,6 +85,30 @@ def test_many_images_are_not_held_twice(strides):
     assert jax.jit(step).lower(*operands).compile().memory_analysis().temp_size_in_bytes < 16 << 20
 
 
+@pytest.mark.parametrize(
+    ("counts", "several"),
+    [
+        ([4, 28, 1], [1, 7, 1]),
+        ([4, 29, 1], [4, 1, 1]),  # images that divide before rows that do not
+        ([1, 29, 4], [1, 1, 4]),  # runs of a row, too
+        ([1, 29, 1], [1, 8, 1]),  # 32 rows, three of which are zeros
+        ([3, 6, 8, 29, 1], [1, 1, 8, 1, 1]),
+    ],
+)
+def test_what_one_step_of_a_kernel_gradient_takes(counts, several):
+    assert taps._taken_at_once(counts, 8) == several
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize("size", [56, 57])
+def test_an_odd_image_takes_no_copy_more(size):
+    """Beside x with its padding, which the forward product has anyway."""
+    shape = lambda *dims: jax.ShapeDtypeStruct(dims, "float32")
+    form = lambda x, g: jconv.conv_kernel_grad(x, g, (3, 3, 1, 144), strides=2, padding=1, feature_group_count=144)
+    compiled = jax.jit(form).lower(shape(4, size, size, 144), shape(4, *[(size + 1) // 2] * 2, 144)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.1 * 4 * 4 * (size + 2) ** 2 * 144
+
+
 @pytest.mark.optimised
 def test_no_index_stands_in_the_sum():
     """XLA:CPU makes no vector of a loop that reads from a place that changes: a tenth of the speed."""

@@ -13,7 +13,7 @@ from jconv import reference
 from jconv.algorithms import windows
 
 
-@pytest.mark.parametrize("images", [1, 2, 6, None])
+@pytest.mark.parametrize("images", [1, 2, 4, 5, 6, None])  # of 4 and 5 the last part has some again
 def test_by_images(images):
     """Each part lands in its place; a bias is added to it there, so that no second array of its size is held."""
     x, b = np.random.default_rng(0).standard_normal((6, 64, 32)).astype(np.float32), np.ones(33, np.float32)
@@ -23,6 +23,27 @@ def test_by_images(images):
     np.testing.assert_allclose(compiled(x, b), np.tanh(x @ w) + b, atol=2e-5)
     if images in (1, 2):  # lax.map's parts, reshaped, take 1.4 times the result
         assert compiled.memory_analysis().temp_size_in_bytes < 0.8 * 4 * 6 * 64 * 33
+
+
+@pytest.mark.parametrize(
+    ("batch", "most", "images"),
+    [(12, 12, None), (12, 5, 4), (12, 1, 1), (13, 6, 3), (14, 6, 3), (7, 3, 2), (13, 2, 1), (1, 1, None)],
+)
+def test_images_in_turn(batch, most, images):
+    """The largest divisor where it is half of the most; else the part that leaves the fewest to compute again."""
+    assert windows.images_in_turn(batch, 10, 10 * most + 9 if batch > most else 10 * most) == images
+
+
+@pytest.mark.parametrize(("length", "size"), [(6, 2), (7, 3), (7, 5), (5, 5)])
+def test_parts_that_overlap_are_summed_once(length, size):
+    x = np.random.default_rng(0).integers(-3, 4, (2, length, 3)).astype(np.float32)
+
+    def add(index, total):
+        part = windows.take_along(x, windows.start_of(index, size, length), size, axis=1)
+        return total + windows.fresh(part, index, size, length, axis=1).sum(1)
+
+    total = jax.lax.fori_loop(0, -(-length // size), add, jnp.zeros((2, 3)))
+    np.testing.assert_array_equal(total, x.sum(1))
 
 
 @pytest.mark.optimised

@@ -15,9 +15,10 @@ SHAPES = {  # batch, height, width, padding of both axes
     "even": (4, 6, 8, ((1, 1), (1, 1))),
     "valid": (2, 9, 4, ((0, 0), (0, 0))),
     "wide padding": (2, 5, 6, ((3, 0), (2, 3))),
+    "seven images": (7, 5, 6, ((1, 1), (1, 1))),
     "one image": (1, 11, 6, ((1, 2), (0, 1))),
 }
-CHUNKS = {"all at once": 1 << 30, "images": 7000, "rows": 1}
+CHUNKS = {"all at once": 1 << 30, "images": 7000, "overlapping images": 9000, "rows": 1}
 
 
 def geometry(shape) -> Geometry:
