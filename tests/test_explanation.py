@@ -145,6 +145,15 @@ def test_text():
         ((1, 50, 50, 256), (3, 3, 256, 9), {"padding": 1}, ("columns", "exchange", "slices")),
         ((2, 64, 64, 4), (3, 3, 4, 320), {"padding": 1}, ("slices", "patches", "columns")),
         ((128, 32, 32, 16), (3, 3, 16, 16), {"padding": 1}, ("lax", "two_sided", "lax")),
+        ((32, 28, 28, 32), (3, 3, 32, 64), {"padding": 1}, ("abreast", "winograd", "abreast")),
+        ((2, 28, 28, 32), (3, 3, 32, 64), {"padding": 1}, ("lax",) * 3),  # few rows abreast; a g that stays in cache
+        ((8, 56, 56, 32), (3, 3, 32, 32), {"padding": 1}, ("abreast", "winograd", "abreast")),
+        ((2, 14, 14, 48), (5, 5, 48, 128), {"padding": 2}, ("lax", "slices", "lax")),  # a large kernel: on both cores
+        ((1, 28, 28, 32), (5, 5, 32, 64), {"padding": 2}, ("lax", "slices", "lax")),  # beside the others, of one image
+        ((4, 28, 28, 16), (5, 5, 16, 32), {"padding": 2}, ("lax", "lax", "lax")),
+        ((16, 56, 56, 128), (3, 3, 128, 32), {"padding": 1}, ("winograd", "winograd", "abreast")),  # DenseNet's
+        ((4, 14, 14, 128), (3, 3, 128, 32), {"padding": 1}, ("winograd", "lax", "lax")),
+        ((8, 56, 56, 64), (5, 5, 64, 32), {"padding": 2}, ("abreast", "exchange", "abreast")),
         ((8, 17, 17, 128), (1, 7, 128, 128), {"padding": ((0, 0), (3, 3))}, ("slices", "slices", "slices")),
         ((8, 28, 28, 128), (3, 3, 128, 32), {"padding": 1}, ("winograd", "lax", "abreast")),
         ((1, 8, 14, 14, 112), (3, 3, 3, 1, 112), {"padding": 1, "feature_group_count": 112}, ("taps",) * 3),

@@ -30,6 +30,7 @@ from jconv.geometry import Geometry
 FORMS_BYTES = 4 << 20
 CHUNK_BYTES = 14 << 20  # of the 16 arrays before and after the products, of which some two thirds live at once:
 # beyond 32 MiB glibc's malloc maps fresh pages for every call, which costs more than the products
+NARROW = 64  # channels out, where in are twice as many: three quarters of the time, more the other way round
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 PAIRS = np.stack([G[0], -G[3]]), G[1:3]  # the last row's other sign is that of A's last row, which is left out there
 GROUPS = [np.einsum("ia,jb->jiab", rows, columns).reshape(4, 9) for rows in PAIRS for columns in PAIRS]
@@ -206,12 +207,15 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
         lax.dot_general, dimension_numbers=sides, precision=precision, preferred_element_type=dtype
     )
 
+    narrow = out <= NARROW and channels >= 2 * NARROW  # and first in the products: see matmul.transposed_product
+
     def run(padded: jax.Array, g: jax.Array, rows: int) -> list[jax.Array]:
         g = _widen(g, (0, 0), (2 * rows, 2 * columns))
-        return list(map(product, _groups(BT, padded, (rows, columns)), _groups(A, g, (rows, columns))))
+        sides = _groups(BT, padded, (rows, columns)), _groups(A, g, (rows, columns))
+        return list(map(product, *(sides[::-1] if narrow else sides)))
 
     whole = lambda x: _widen(x, _lows(geometry), (2 * rows + 2, 2 * columns + 2))
-    zeros = [jnp.zeros((4, channels, out), dtype)] * 4
+    zeros = [jnp.zeros((4, out, channels) if narrow else (4, channels, out), dtype)] * 4
     add = lambda total, part: list(map(jnp.add, total, part))
     if images is None:
         total = run(whole(x), g, rows)
@@ -237,4 +241,5 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
         total = lax.fori_loop(0, batch * blocks, one, zeros)
     terms = zip(np.concatenate(GROUPS), (entries[i] for entries in total for i in range(4)), strict=True)
     # G^T [..] G: one loop, and no array of all entries beside them
-    return functools.reduce(lax.add, (jnp.asarray(share.reshape(3, 3, 1, 1), dtype) * m for share, m in terms))
+    dw = functools.reduce(lax.add, (jnp.asarray(share.reshape(3, 3, 1, 1), dtype) * m for share, m in terms))
+    return dw.swapaxes(-2, -1) if narrow else dw

@@ -66,6 +66,9 @@ LARGEST_RESULT = 16 << 20  # bytes that an allocator keeps; those of a second bu
 SHUFFLED = 65  # channels whose multiply-adds take a nanosecond
 LANES = 24  # channels of a group up to which its convolution is some vectors
 LEAST_PHASE = 7  # taps of a phase of one axis, from which a group's phases are computed at once
+LEAST_ROW_FLOPS = 5.5e6  # of a row of images abreast,
+LEAST_ROW_PLACES = 3500  # and width times outputs of it, from which both cores have a part
+LARGE_KERNEL = 1.2e5  # elements, whose outputs lax divides between the cores
 MOST_FILLED_UP = 1.15  # places of interleaved images, for each of the result's, up to which few channels gain,
 MOST_FILLED_UP_OF_ODD = 1.3  # and where they fill no vector
 LEAST_ABREAST = 250  # floating-point operations an element of x and y, from which images are worth to be copied abreast
@@ -133,7 +136,7 @@ def sliced_wins(problem: Problem) -> bool:
     first, last = geometry.axes
     if first.window == 1:  # its lines are a batch, nothing is copied
         return True
-    if first.window < 3 or (abreast.missing(channels) and abreast_wins(problem)):
+    if first.window < 3 or (abreast.missing(channels) and may_stand_abreast(problem)):
         return False
     rows, dense = first.window * channels, first.stride == last.stride == 1
     if channels >= 2 and rows <= slices.SIDE_BY_SIDE:  # the taps' rows become channels, one copy of x
@@ -149,18 +152,35 @@ def sliced_wins(problem: Problem) -> bool:
     if out <= FEWEST_GATHERED:  # a pass over the result for each row of taps, of a product of few columns
         return False
     if winograd.applies(geometry):
-        return MIDDLING <= channels < out and max(out, last.output) <= cost.BLOCK
+        return False
     per_result = 2 * geometry.taps * channels  # each row of taps is a pass over the result
     if channels % 4 and per_result >= ODD_FLOPS and last.output <= cost.BLOCK:
         return True
     if not dense and channels >= MIDDLING and last.output < cost.BLOCK:
         return True
     one_core = max(out, last.output) < 1.6 * cost.BLOCK
-    enough = per_result >= (2 * SUMMED_FLOPS if abreast_wins(problem) else SUMMED_FLOPS)
+    enough = per_result >= (2 * SUMMED_FLOPS if may_stand_abreast(problem) else SUMMED_FLOPS)
     return one_core and enough
 
 
 def abreast_wins(problem: Problem) -> bool:
+    """Where images may stand abreast, and their rows are then long enough: two of lax's blocks, as far as is known.
+
+    A large kernel with more outputs than a block's is on both cores as it is.
+    """
+    geometry, channels, out = problem.geometry, problem.channels, problem.out
+    if not may_stand_abreast(problem) or abreast.missing(channels) or abreast.missing(out):
+        return may_stand_abreast(problem)
+    if out > cost.BLOCK and geometry.taps * channels * out >= LARGE_KERNEL:
+        return False
+    sizes = (problem.batch, geometry, channels, out)
+    if abreast.bands(*sizes) > 1:
+        return True
+    count, flops = abreast.abreast(*sizes), cost.flops(1, geometry, channels, out) / geometry.output[0]
+    return count * flops >= LEAST_ROW_FLOPS and count * geometry.output[-1] * out >= LEAST_ROW_PLACES
+
+
+def may_stand_abreast(problem: Problem) -> bool:
     """Where lax keeps an image's row on one core or fills no vector, several rows side by side do, and a copy pays."""
     geometry, channels, out = problem.geometry, problem.channels, problem.out
     if problem.dtype != jnp.float32 or not isinstance(problem.batch, int) or not abreast.applies(geometry):

@@ -48,6 +48,7 @@ SHARED_COPIES = 0.9  # times the elements that patches of x or g would copy
 LARGE_FORMS = 8 << 20  # of a kernel gradient, beside which the copies of dilated images leave the caches,
 FEW_PLACES = 3  # for each channel, that do not make up for it
 SMALL_SUM = 8e7  # floating-point operations of a kernel gradient that lax has on its way before others are copied,
+CACHED_BYTES = 1 << 20  # of a g that lax may read again and again
 SMALLEST_SUM = 5e6  # and of one that is no more than the calls it takes,
 FEWEST_CALLS = 1.5e5  # and of one where each call counts, since XLA hands a program of many to another thread
 
@@ -68,6 +69,8 @@ def plane_kernel_grad(problem: Problem) -> str | None:
         return "patches" if min(channels, out) <= FEW and patches.applies(geometry) else "lax"
     if min(channels, out) >= NARROW and shifts.applies(geometry) and shifts.long_rows(geometry):
         return "shifts"
+    if exchange.applies(geometry) and fewer_lines(problem):
+        return "exchange"
     small = small_kernel_grad(problem)
     if small is not None:
         return small
@@ -75,8 +78,6 @@ def plane_kernel_grad(problem: Problem) -> str | None:
         return "two_sided"
     if exchange.applies(geometry) and out < min(NARROW, channels):
         return "exchange"
-    if NARROW <= out < 2 * NARROW and 4 * out <= channels:
-        return "lax"  # on one core, beside the input gradient
     if winograd.applies(geometry) and winograd_wins(problem):
         return "winograd"
     if space_to_depth.applies(geometry) and blocks_of_plane(problem):
@@ -106,6 +107,13 @@ def plane_kernel_grad(problem: Problem) -> str | None:
     if few and steps and patches.applies(geometry):
         return steps_of_few(problem)
     return "patches" if few and patches.applies(geometry) else "slices" if slices.applies(geometry) else None
+
+
+def fewer_lines(problem: Problem) -> bool:
+    """Windows of many taps, no Winograd's, whose lines of g are so many fewer than those of x."""
+    geometry, channels, out = problem.geometry, problem.channels, problem.out
+    dense = all(axis.stride == axis.dilation == 1 for axis in geometry.axes)
+    return dense and geometry.taps >= LEAST_LINES and NARROW <= out <= 2 * NARROW and 2 * channels >= 3 * out
 
 
 def shared_out(problem: Problem) -> bool:
@@ -185,14 +193,29 @@ def small_kernel_grad(problem: Problem) -> str | None:
     if few_of_one_image(problem):
         return "lax"
     few = problem.channels <= FEWEST_GATHERED or out < lanes.VECTOR  # the second: x and g change places
+    lines = geometry.taps >= LEAST_LINES and batch == 1 and not shared_out(problem)  # best beside the other products
+    if in_cache(problem) and not lines:
+        return "lax"
     if operations > SMALL_SUM or many or few:
         return None
-    if batch >= 16 or (batch >= 4 and out >= NARROW):
+    if batch >= 16 or (out >= NARROW and (batch >= 4 or operations <= SMALL_SUM / 2) and not lines):
         return "lax"
     if operations > SMALLEST_SUM or not patches.applies(geometry):
         return None
     lines = geometry.taps > MOST_SCATTERED and slices.applies(geometry)
     return "slices" if lines else "patches"
+
+
+def in_cache(problem: Problem) -> bool:
+    """Few channels, and outputs by whole blocks, of a g that stays in a core's cache while lax reads it for each tap.
+
+    Of twice the bytes lax takes three to five times as long.
+    """
+    geometry, channels, out = problem.geometry, problem.channels, problem.out
+    dense = all(axis.stride == axis.dilation == 1 for axis in geometry.axes)
+    few = min(channels, out) <= NARROW or max(channels, out) <= 2 * NARROW
+    blocks = out % NARROW == 0 and out <= MANY and channels > FEWEST_GATHERED
+    return dense and few and blocks and 4 * problem.batch * math.prod(geometry.output) * out <= CACHED_BYTES
 
 
 def few_of_one_image(problem: Problem) -> bool:

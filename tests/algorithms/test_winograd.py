@@ -28,16 +28,18 @@ def geometry(shape) -> Geometry:
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("narrow", [False, True])  # outputs, which then come first in a kernel gradient's products
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_whatever_is_taken_at_once(shape, chunk, monkeypatch):
+def test_whatever_is_taken_at_once(shape, chunk, narrow, monkeypatch):
     """All images, some, or some rows of one: the oracle's result to 1e-10, the kernel forms in one piece or 16."""
     batch, height, width, padding = SHAPES[shape]
     monkeypatch.setattr(winograd, "CHUNK_BYTES", CHUNKS[chunk])
+    monkeypatch.setattr(winograd, "NARROW", 2 if narrow else 0)
     monkeypatch.setattr(winograd, "FORMS_BYTES", 0 if chunk == "images" else 1 << 20)
     window = geometry(SHAPES[shape])
     rng = np.random.default_rng(0)
-    x, w = rng.normal(size=(batch, height, width, 3)), rng.normal(size=(3, 3, 3, 2))
+    x, w = rng.normal(size=(batch, height, width, 4)), rng.normal(size=(3, 3, 4, 2))
     g = rng.normal(size=(batch, *window.output, 2))
     rest = (window, None, jnp.dtype("float64"))
     both = jax.jit(lambda x, w, g: (winograd.convolve(x, w, *rest), winograd.kernel_grad(x, g, *rest)))
