@@ -68,6 +68,8 @@ LANES = 24  # channels of a group up to which its convolution is some vectors
 LEAST_PHASE = 7  # taps of a phase of one axis, from which a group's phases are computed at once
 LEAST_ROW_FLOPS = 5.5e6  # of a row of images abreast,
 LEAST_ROW_PLACES = 3500  # and width times outputs of it, from which both cores have a part
+MOST_OF_PATCH = 4  # taps of a strided window, up to which lines are ahead of lax on both cores
+SHORT_ROW = 8  # places of its result, too
 LARGE_KERNEL = 1.2e5  # elements, whose outputs lax divides between the cores
 MOST_FILLED_UP = 1.15  # places of interleaved images, for each of the result's, up to which few channels gain,
 MOST_FILLED_UP_OF_ODD = 1.3  # and where they fill no vector
@@ -157,7 +159,8 @@ def sliced_wins(problem: Problem) -> bool:
     if channels % 4 and per_result >= ODD_FLOPS and last.output <= cost.BLOCK:
         return True
     if not dense and channels >= MIDDLING and last.output < cost.BLOCK:
-        return True
+        both_cores = geometry.taps > MOST_OF_PATCH and last.output > SHORT_ROW and on_both_cores(problem)
+        return out >= cost.BLOCK and problem.batch != 1 and not both_cores
     one_core = max(out, last.output) < 1.6 * cost.BLOCK
     enough = per_result >= (2 * SUMMED_FLOPS if may_stand_abreast(problem) else SUMMED_FLOPS)
     return one_core and enough
@@ -171,13 +174,19 @@ def abreast_wins(problem: Problem) -> bool:
     geometry, channels, out = problem.geometry, problem.channels, problem.out
     if not may_stand_abreast(problem) or abreast.missing(channels) or abreast.missing(out):
         return may_stand_abreast(problem)
-    if out > cost.BLOCK and geometry.taps * channels * out >= LARGE_KERNEL:
+    if on_both_cores(problem):
         return False
     sizes = (problem.batch, geometry, channels, out)
     if abreast.bands(*sizes) > 1:
-        return True
+        return problem.batch > 1 or all(axis.stride == 1 for axis in geometry.axes)
     count, flops = abreast.abreast(*sizes), cost.flops(1, geometry, channels, out) / geometry.output[0]
     return count * flops >= LEAST_ROW_FLOPS and count * geometry.output[-1] * out >= LEAST_ROW_PLACES
+
+
+def on_both_cores(problem: Problem) -> bool:
+    """A kernel so large, with more outputs than a block's, that lax divides them between the cores."""
+    kernel = problem.geometry.taps * problem.channels * problem.out
+    return problem.out > cost.BLOCK and kernel >= LARGE_KERNEL
 
 
 def may_stand_abreast(problem: Problem) -> bool:
