@@ -157,6 +157,7 @@ def test_text():
         ((16, 56, 56, 128), (3, 3, 128, 32), {"padding": 1}, ("winograd", "winograd", "abreast")),  # DenseNet's
         ((4, 14, 14, 128), (3, 3, 128, 32), {"padding": 1}, ("winograd", "lax", "lax")),
         ((8, 56, 56, 64), (5, 5, 64, 32), {"padding": 2}, ("abreast", "exchange", "abreast")),
+        ((2, 7, 7, 1024), (3, 3, 32, 1024), {"padding": 1, "feature_group_count": 32}, ("lanes", "lanes", "grouped")),
         ((8, 17, 17, 128), (1, 7, 128, 128), {"padding": ((0, 0), (3, 3))}, ("slices", "slices", "slices")),
         ((8, 28, 28, 128), (3, 3, 128, 32), {"padding": 1}, ("winograd", "lax", "abreast")),
         ((1, 8, 14, 14, 112), (3, 3, 3, 1, 112), {"padding": 1, "feature_group_count": 112}, ("taps",) * 3),

@@ -64,7 +64,9 @@ SMALL_LINE = 256  # the same along one axis
 LONG_ROW = 96  # elements
 LARGEST_RESULT = 16 << 20  # bytes that an allocator keeps; those of a second buffer it gives back; see windows.MAPPED
 SHUFFLED = 65  # channels whose multiply-adds take a nanosecond
-LANES = 24  # channels of a group up to which its convolution is some vectors
+LANES = 32  # channels of a group up to which its convolution is some vectors,
+FEWER_LANES = 24  # and of an input gradient, whose kernel is turned by group, of one axis, and of FEW to many
+FILLED = 24  # channels that lax reads by vectors, in and out, wherever they stand
 LEAST_PHASE = 7  # taps of a phase of one axis, from which a group's phases are computed at once
 LEAST_ROW_FLOPS = 5.5e6  # of a row of images abreast,
 LEAST_ROW_PLACES = 3500  # and width times outputs of it, from which both cores have a part
@@ -235,7 +237,8 @@ def lanes_win(problem: Problem) -> bool:
     """Many groups whose outputs fill a vector; of a convolution few more, since larger ones are products from cache."""
     groups = problem.geometry.groups
     each, depth = problem.channels // groups, problem.out // groups
-    most = lanes.MOST_CHANNELS if problem.product != "convolve" else LANES
+    fewer = problem.geometry.turned or problem.geometry.rank == 1 or min(each, depth) < FEW
+    most = lanes.MOST_CHANNELS if problem.product != "convolve" else FEWER_LANES if fewer else LANES
     return groups >= 4 and depth % 4 == 0 and max(each, depth) <= most
 
 
@@ -324,8 +327,8 @@ def interleaved_wins(problem: Problem) -> bool:
             return False
         enough = problem.product == "convolve" or math.prod(dense.output) >= SMALL_IMAGE // 4
         odd = bool(abreast.missing(problem.channels) or abreast.missing(problem.out))
-        if problem.product == "convolve" and not odd and max(problem.channels, problem.out) <= LANES:
-            return False  # lax reads these by vectors, wherever they stand
+        if problem.product == "convolve" and not odd and max(problem.channels, problem.out) <= FILLED:
+            return False
         most = MOST_FILLED_UP_OF_ODD if odd else MOST_FILLED_UP
         return narrowest >= FEW and enough and interleaved.waste(geometry) <= most
     if problem.product == "kernel_grad" and large_forms_of_few(problem):

@@ -75,7 +75,7 @@ def test_runs_of_taps(window, each, kernel_bytes, passes, monkeypatch):
         (32, 8, 8, ("lanes", "lanes", "lanes")),
         (32, 16, 16, ("lanes", "lanes", "lanes")),
         (16, 24, 24, ("lanes", "lanes", "lanes")),
-        (12, 32, 32, ("grouped", "lanes", "grouped")),
+        (12, 32, 32, ("lanes", "lanes", "grouped")),
         (8, 8, 32, ("grouped", "lanes", "grouped")),
         (4, 64, 64, ("grouped", "grouped", "grouped")),
         (2, 16, 16, ("grouped", "grouped", "grouped")),  # few groups
