@@ -128,18 +128,21 @@ class Tuning:
 
     def __str__(self) -> str:
         faster = sum(entry.best != entry.static for entry in self.entries)
+        name = max([8, *(len(n) for e in self.entries for n in (e.static, e.best))])  # columns
+        wide = 60 - 2 * name  # what is left of 100
         lines = [
             f"{len(self.entries)} products on {self.platform} ({self.cores} cores), jax {self.jax_version}: "
             f"{faster} by another algorithm",
             f"than the static choice, which is within {CLOSE - 1:.0%} of the fastest for {self.close}",
-            f"{'layer':<44} {'product':<11} {'static':<8} {'ms':>8}  {'best':<8} {'ms':>8} {'ratio':>6}",
+            f"{'layer':<{wide}} {'product':<11} {'static':<{name}} {'ms':>8}  {'best':<{name}} {'ms':>8} {'ratio':>6}",
         ]
         for e in self.entries:
-            layer = e.problem.layer if len(e.problem.layer) <= 44 else e.problem.layer[:41] + "..."
-            times = [f"{1e3 * e.seconds[name]:>8.4g}" for name in (e.static, e.best)]
+            layer = e.problem.layer if len(e.problem.layer) <= wide else e.problem.layer[: wide - 3] + "..."
+            times = [f"{1e3 * e.seconds[which]:>8.4g}" for which in (e.static, e.best)]
             ratio = e.seconds[e.static] / e.seconds[e.best]
             lines.append(
-                f"{layer:<44} {e.problem.product:<11} {e.static:<8} {times[0]}  {e.best:<8} {times[1]} {ratio:>6.2f}"
+                f"{layer:<{wide}} {e.problem.product:<11} {e.static:<{name}} {times[0]}  "
+                f"{e.best:<{name}} {times[1]} {ratio:>6.2f}"
             )
         return "\n".join(lines)
 

@@ -178,6 +178,18 @@ def test_autotune_measures_every_algorithm_and_values_stay():
     assert lines[2].split() == ["layer", "product", "static", "ms", "best", "ms", "ratio"]
 
 
+@pytest.mark.parametrize("name", ["lax", "two_sided", "space_to_depth"])
+def test_a_table_of_long_names_has_at_most_100_columns(name):
+    """What is left of a line is the layer's."""
+    entries = [
+        Entry(product, name, name, {name: 0.1234567})
+        for product in autotuning.products_of(jax.grad(loss, argnums=(0, 1)), K, X)
+    ]
+    lines = str(dataclasses.replace(nothing_here(), entries=tuple(entries))).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert all(line.split()[-5:] == [name, "123.5", name, "123.5", "1.00"] for line in lines[3:])
+
+
 @pytest.mark.parametrize(("times", "best"), [((100, 96), 0), ((100, 80), 1), ((100, 120), 0)])
 def test_the_static_choice_stays_unless_another_is_faster_by_more_than_noise(times, best, monkeypatch):
     (product,) = autotuning.products_of(jconv.conv, X, K)
