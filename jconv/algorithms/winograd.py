@@ -189,7 +189,7 @@ def _convolve(x: jax.Array, stored: jax.Array, geometry: Geometry, out: int, pre
 
     def write(index: Any, y: jax.Array) -> jax.Array:
         image, block = windows.unravelled(index, (batch, blocks))
-        place = lax.min(block * 2 * some, height - 2 * some)
+        place = windows.start_of(block, 2 * some, height)
         part = _tile_results(_block(x, image, place, some, geometry), forms, (some, columns), out, product)
         return windows.put(y, part[:, :, :width], (image, place, 0, 0))
 

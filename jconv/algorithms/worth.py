@@ -174,7 +174,7 @@ def abreast_wins(problem: Problem) -> bool:
     A large kernel with more outputs than a block's is on both cores as it is.
     """
     geometry, channels, out = problem.geometry, problem.channels, problem.out
-    if not may_stand_abreast(problem) or abreast.missing(channels) or abreast.missing(out):
+    if not may_stand_abreast(problem) or fills_no_vector(problem):
         return may_stand_abreast(problem)
     if on_both_cores(problem):
         return False
@@ -183,6 +183,10 @@ def abreast_wins(problem: Problem) -> bool:
         return problem.batch > 1 or all(axis.stride == 1 for axis in geometry.axes)
     count, flops = abreast.abreast(*sizes), cost.flops(1, geometry, channels, out) / geometry.output[0]
     return count * flops >= LEAST_ROW_FLOPS and count * geometry.output[-1] * out >= LEAST_ROW_PLACES
+
+
+def fills_no_vector(problem: Problem) -> bool:
+    return bool(abreast.missing(problem.channels) or abreast.missing(problem.out))
 
 
 def on_both_cores(problem: Problem) -> bool:
@@ -199,7 +203,7 @@ def may_stand_abreast(problem: Problem) -> bool:
     moved = math.prod(geometry.input) * channels + math.prod(geometry.output) * out
     if min(channels, out) < FEW or large_steps(problem):  # little to compute for what is copied
         return False
-    odd = bool(abreast.missing(channels) or abreast.missing(out))
+    odd = fills_no_vector(problem)
     last = geometry.axes[-1]
     if last.dilation > 1 and last.window > 1 and not odd:  # zeros as wide as the dilation stand between the images
         return False
@@ -326,7 +330,7 @@ def interleaved_wins(problem: Problem) -> bool:
         if plane_kernel_grad(problem) == "two_sided":
             return False
         enough = problem.product == "convolve" or math.prod(dense.output) >= SMALL_IMAGE // 4
-        odd = bool(abreast.missing(problem.channels) or abreast.missing(problem.out))
+        odd = fills_no_vector(problem)
         if problem.product == "convolve" and not odd and max(problem.channels, problem.out) <= FILLED:
             return False
         most = MOST_FILLED_UP_OF_ODD if odd else MOST_FILLED_UP

@@ -193,12 +193,13 @@ def small_kernel_grad(problem: Problem) -> str | None:
     if few_of_one_image(problem):
         return "lax"
     few = problem.channels <= FEWEST_GATHERED or out < lanes.VECTOR  # the second: x and g change places
-    lines = geometry.taps >= LEAST_LINES and batch == 1 and not shared_out(problem)  # best beside the other products
-    if in_cache(problem) and not lines:
+    # Lines of one image take less beside the other products than lax, which takes less alone.
+    beside = geometry.taps >= LEAST_LINES and batch == 1 and not shared_out(problem)
+    if in_cache(problem) and not beside:
         return "lax"
     if operations > SMALL_SUM or many or few:
         return None
-    if batch >= 16 or (out >= NARROW and (batch >= 4 or operations <= SMALL_SUM / 2) and not lines):
+    if batch >= 16 or (out >= NARROW and (batch >= 4 or operations <= SMALL_SUM / 2) and not beside):
         return "lax"
     if operations > SMALLEST_SUM or not patches.applies(geometry):
         return None

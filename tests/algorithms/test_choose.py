@@ -12,7 +12,8 @@ import pytest
 
 import jconv
 from jconv import reference
-from jconv.algorithms import choose
+from jconv.algorithms import choose, lax_conv
+from jconv.geometry import Axis, Geometry
 from tests import cases
 from tests.cases import CASES, NAMED, Case, geometry_of, precise
 
@@ -177,6 +178,13 @@ def test_a_rules_products_have_the_algorithms_they_are_given():
     assert counts("lax") == (3, 0)
     assert counts({"forward": "lax"}) == (1, 2)
     assert counts({"kernel_grad": "lax", "input_grad": "lax"}) == (2, 1)
+
+
+def test_a_last_step_too_long_is_no_padding():
+    """An axis that XLA takes for one of groups, and aborts, is known as such whatever lies beyond its last step."""
+    for n in (2, 3):  # one element left, and none
+        axis = Axis(n, 3, (3 * n - 5) // 2 + 1, stride=2, input_dilation=3)
+        assert lax_conv.takes(Geometry((axis,))) and lax_conv._mistaken(axis)
 
 
 @pytest.mark.parametrize(
