@@ -61,3 +61,21 @@ def test_block_after_block(monkeypatch, shape, kernel, options, at_once, few):
         assert planes in conv.lower(x, k).as_text()
         assert planes in grad.lower(x, g).as_text()
     jax.clear_caches()
+
+
+@pytest.mark.parametrize("alike", [True, False])  # one loop over the taps, or each spelled out
+@pytest.mark.parametrize(("shape", "kernel", "options"), VOLUMES[:3])
+def test_a_turned_kernel_a_tap_at_a_time(monkeypatch, shape, kernel, options, alike):
+    """An input gradient takes each tap from the kernel as it is stored; whole numbers: exact."""
+    monkeypatch.setattr(slices, "SIDE_BY_SIDE", 0)
+    monkeypatch.setattr(slices, "MOSTLY_INSIDE", 2.0)
+    monkeypatch.setattr(slices, "ALIKE_INSIDE", 0.0 if alike else 2.0)
+    jax.clear_caches()
+    rng = np.random.default_rng(0)
+    options = {**options, "strides": 1}
+    k = rng.integers(-3, 4, kernel).astype(np.float32)
+    g = rng.integers(-3, 4, jax.eval_shape(lambda x: jconv.conv(x, k, **options), np.zeros(shape, "f")).shape)
+    form = jax.jit(lambda g, k: jconv.conv_input_grad(g, k, shape, algorithm={"input_grad": "slices"}, **options))
+    g = g.astype(np.float32)
+    np.testing.assert_array_equal(form(g, k), reference.conv_input_grad(g, k, shape, **options))
+    jax.clear_caches()
