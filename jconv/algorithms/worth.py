@@ -48,7 +48,7 @@ from jconv.algorithms.worth_kernel_grad import large_forms_of_few, plane_kernel_
 
 SLICED_FLOPS = 200  # a copied element of x, from which the copy is worth it,
 SLICED_FLOPS_OF_FEW = 48  # and with stride 1 where lax gathers at most FEWEST_GATHERED channels one by one,
-STEPPED_FLOPS_OF_FEW = 70  # or with a larger one
+STEPPED_FLOPS_OF_FEW = 130  # or with a larger one
 FOLDED_BYTES = 16 << 20  # of the columns of an image, dilated or of a volume: beyond, they leave the caches
 FOLDED_BYTES_OF_FEW = 2 << 20  # the same where the taps are few for each output
 MOST_OVER_ZEROS = 48  # channels of a dilated plane with few outputs, from which lax is left to compute over the zeros

@@ -69,6 +69,32 @@ def test_runs_of_taps(window, each, kernel_bytes, passes, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("groups", "kernel_bytes", "blocks"),
+    [
+        (6, 6 * 8 * 8 * 4, 1),
+        (6, 3 * 8 * 8 * 4, 2),
+        (6, 3 * 8 * 8 * 4 - 1, 3),  # a divisor of the groups
+        (6, 1, 6),  # not even one group's
+        (7, 4 * 8 * 8 * 4, 7),
+    ],
+)
+@pytest.mark.parametrize("batch", [3, 1])
+def test_blocks_of_groups(groups, kernel_bytes, blocks, batch, monkeypatch):
+    """As many groups at a time as have a tap's kernel in a core's first cache: exact, and a loop over the blocks."""
+    monkeypatch.setattr(lanes, "KERNEL_BYTES", kernel_bytes)
+    jax.clear_caches()
+    x, kernel = drawn(batch, 6, 7, 8 * groups), drawn(4, 5, 8, 8 * groups, seed=1)
+    options = {"strides": (1, 2), "padding": ((1, 0), (2, 1)), "feature_group_count": groups}
+    f = jax.jit(lambda x, k: jconv.conv(x, k, algorithm={"forward": "lanes"}, **options))
+    bounds = re.findall(
+        r"dense<(\d+)> : tensor<i32>\s*\n\s*%\S+ = stablehlo\.compare\s+LT", f.lower(x, kernel).as_text()
+    )
+    assert bounds[:-1] == [str(blocks)] * (blocks > 1)  # and last, inside, the passes
+    np.testing.assert_array_equal(f(x, kernel), reference.conv(x, kernel, **options))
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize(
     ("groups", "each", "depth", "want"),
     [
         (32, 4, 4, ("lanes", "lanes", "lanes")),
