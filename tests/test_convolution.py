@@ -346,6 +346,19 @@ def test_the_bias_is_added_before_the_one_rounding():
     assert float(got.ravel()[0]) == float(jnp.asarray(259.0, jnp.bfloat16))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kernel", [(1, 1, 32, 64), (3, 3, 32, 64), (3, 3, 1, 32)])
+def test_on_a_cpu_low_precision_is_multiplied_in_float32(dtype, kernel):
+    """With a bias too: a product of bfloat16 takes twice as long where a core has no such multiplications."""
+    shapes = [(2, 14, 14, 32), kernel, kernel[-1:]]
+    operands = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    layer = functools.partial(jconv.conv, strides=2, feature_group_count=32 // kernel[2])
+    step = jax.jit(lambda *operands: jax.vjp(layer, *operands)[1](layer(*operands)))
+    computed = re.findall(r"stablehlo\.(?:dot_general|convolution|multiply)\b.*", step.lower(*operands).as_text())
+    assert any("f32" in line for line in computed)
+    assert not [line for line in computed if "bf16" in line or "f16" in line]
+
+
 @pytest.mark.parametrize(
     "precision", ["default", "high", "highest", jax.lax.Precision.HIGHEST, ("high", "highest"), None]
 )

@@ -276,16 +276,6 @@ def product_problem(product: str, geometry: Geometry, batch: Any, channels: int,
     )
 
 
-def _wide(dtype: Any, platform: str) -> tuple[Any, Any]:
-    """(operand dtype, dtype of the sums) for a result of `dtype`: float16 and bfloat16 are summed in float32.
-
-    On a CPU the operands are widened too: XLA would do the same, one convolution at a time.
-    """
-    if dtype in (jnp.bfloat16, jnp.float16):
-        return (jnp.float32 if platform == "cpu" else None), jnp.dtype(jnp.float32)
-    return None, dtype
-
-
 def _run(
     product: str,
     lhs: jax.Array,
@@ -302,10 +292,16 @@ def _run(
 
 
 def _widened(lhs: jax.Array, rhs: jax.Array, dtype: Any, platform: str) -> tuple[jax.Array, jax.Array, Any]:
-    """The operands as they are multiplied, and the dtype of the sums, for a result of `dtype`."""
-    operand = jnp.promote_types(lhs.dtype, rhs.dtype)
-    widened, total = _wide(jnp.promote_types(operand, dtype) if jnp.issubdtype(dtype, jnp.inexact) else dtype, platform)
-    operand = operand if widened is None else widened
+    """The operands as they are multiplied, and the dtype of the sums, for a result of `dtype`.
+
+    float16 and bfloat16 are summed in float32. On a CPU the operands are widened too: XLA does the same for a
+    convolution, and where a core has no such multiplications its product of bfloat16 takes twice as long.
+    """
+    operand, halves = jnp.promote_types(lhs.dtype, rhs.dtype), (jnp.bfloat16, jnp.float16)
+    result = jnp.promote_types(operand, dtype) if jnp.issubdtype(dtype, jnp.inexact) else dtype
+    total = jnp.dtype(jnp.float32) if result in halves else result
+    if platform == "cpu" and total == jnp.float32 and (operand in halves or result in halves):
+        operand = total
     return lhs.astype(operand), rhs.astype(operand), total
 
 

@@ -241,7 +241,8 @@ def kernel_grad(
     if axis.window * each <= SIDE_BY_SIDE:
         flat = g.reshape(-1, *g.shape[2:])
         run = lambda x, g: inner(x, g, rest, precision, dtype)
-        dw = windows.in_parts(run, _side_by_side(x, geometry), flat, 2 * geometry.taps * each * g.size)
+        flops = 2 * geometry.taps * each * g.size
+        dw = windows.in_parts(run, _side_by_side(x, geometry), flat, flops, geometry.rank)
         return jnp.moveaxis(dw.reshape(*rest.window, axis.window, each, out), -3, 0)
     one = _map_over_taps if _alike(geometry) else _each_tap
     run = lambda x, g: one(x, g, geometry, precision, dtype, inner)

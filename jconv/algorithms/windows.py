@@ -15,7 +15,8 @@ from jconv.geometry import Axis, Geometry, dilated
 MAPPED = 32 << 20  # bytes beyond which every array is mapped anew by the system: another one is worth avoiding
 SMALL_SUM = 1 << 18  # bytes
 MOST_PARTS = 16  # that a kernel gradient is summed up in,
-PART_FLOPS = 25e6  # none smaller than this: a step of a loop has its price
+PART_FLOPS = 25e6  # none smaller than this: a step of a loop has its price;
+PART_FLOPS_OF_VOLUME = 3e6  # lax adds up a kernel gradient of three axes the more exactly
 EXAMPLES_BYTES = 4 << 20  # copies of examples whose kernel gradients are one batched product
 CHAINS = 4  # sums side by side: see total
 
@@ -233,14 +234,13 @@ def summed_at_once(x: jax.Array, g: jax.Array, sum_bytes: int, most_bytes: int) 
     return min(most_bytes, max(SMALL_SUM, (x.size + g.size) * x.dtype.itemsize))
 
 
-def in_parts(run: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, g: jax.Array, flops: Any) -> jax.Array:
-    """run(x, g) as a sum over parts of the batch: it stays in cache, and a long sum loses less in pieces.
-
-    lax adds up a 3-D kernel gradient more exactly than a plane one.
-    """
+def in_parts(
+    run: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, g: jax.Array, flops: Any, rank: int = 1
+) -> jax.Array:
+    """run(x, g), of so many flops and axes, as a sum over parts of the batch: from cache, and it loses less."""
     if not isinstance(flops, int):  # symbolic, in an export
         return run(x, g)
-    most = min(MOST_PARTS, int(flops / PART_FLOPS))
+    most = min(MOST_PARTS, int(flops / (PART_FLOPS_OF_VOLUME if rank > 2 else PART_FLOPS)))
     parts = max((n for n in range(1, most + 1) if x.shape[0] % n == 0), default=1)
     if parts == 1:
         return run(x, g)
