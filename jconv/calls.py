@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jconv import arguments, rules, value_padding
+from jconv import arguments, products, rules, value_padding
 from jconv import geometry as geo
 from jconv.algorithms import choose
 from jconv.algorithms.views import wide
@@ -36,12 +36,12 @@ class Call:
 def _array_in(array: Array, call: Call) -> Array:
     if not call.batched:
         array = array[None]
-    return array if call.data_format == "channels_last" else jnp.moveaxis(array, 1, -1)
+    return array if call.data_format == "channels_last" else products.entering(array, (0, *range(2, array.ndim), 1))
 
 
 def _array_out(array: Array, call: Call) -> Array:
     if call.data_format == "channels_first":
-        array = jnp.moveaxis(array, -1, 1)
+        array = products.leaving(array, (0, array.ndim - 1, *range(1, array.ndim - 1)))
     return array if call.batched else array[0]
 
 

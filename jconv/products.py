@@ -315,3 +315,64 @@ plus_bias_p.def_abstract_eval(lambda total, bias: _jax.abstract(jax.lax.add, (to
 _jax.define(plus_bias_p, _plus_bias, splits=lambda total, bias: [Split((0, None), (0,))])
 _jax.set_jvp(plus_bias_p, _plus_bias_jvp)
 _jax.set_batching(plus_bias_p, _plus_bias_batch)
+
+
+# Other layouts. XLA:CPU fuses the transpose of a result into whatever reads it, and with it the last sums of an
+# algorithm: Winograd's, element by element in steps of the channels, once for each reader. So what leaves the products
+# is transposed in a call of its own; what enters is fused with what makes it, but comes back, as a gradient, like that.
+
+
+def entering(array: Array, order: tuple[int, ...]) -> Array:
+    """An operand with its axes in the order that the products want; its gradient is given back as `leaving` does."""
+    return array if order == tuple(range(array.ndim)) else ordered_p.bind(array, order=order, leaves=False)
+
+
+def leaving(array: Array, order: tuple[int, ...]) -> Array:
+    """A result with its axes in another order, as an array in memory on a CPU."""
+    return array if order == tuple(range(array.ndim)) else ordered_p.bind(array, order=order, leaves=True)
+
+
+LEAST_APART = 1 << 12  # elements
+
+
+@functools.lru_cache(maxsize=1024)
+def _transposing(order: tuple[int, ...]) -> Any:
+    return functools.partial(jax.lax.transpose, permutation=order)
+
+
+def _ordered(array: Array, *, order: tuple[int, ...], leaves: bool, platform: str) -> Array:
+    small = isinstance(array.size, int) and array.size < LEAST_APART
+    if not leaves or small or platform != "cpu":
+        return _transposing(order)(array)
+    return windows.apart(_transposing(order), array)
+
+
+def _ordered_shape(array: Any, *, order: tuple[int, ...], leaves: bool) -> Any:
+    del leaves
+    return _jax.abstract(_transposing(order), (array,), tuple(array.shape[i] for i in order), array.dtype)
+
+
+def _ordered_jvp(primals: Any, tangents: Any, **params: Any) -> Any:
+    y = ordered_p.bind(*primals, **params)
+    unmoved = type(tangents[0]) is _jax.Zero
+    return y, _jax.zero_tangent(y) if unmoved else ordered_p.bind(*tangents, **params)
+
+
+def _ordered_transpose(ct: Any, array: Any, *, order: tuple[int, ...], leaves: bool) -> list[Any]:
+    if type(ct) is _jax.Zero:
+        return [_jax.Zero(array.aval.to_tangent_aval())]
+    back = tuple(order.index(i) for i in range(len(order)))
+    return [ordered_p.bind(ct, order=back, leaves=not leaves)]
+
+
+def _ordered_batch(args: Any, dims: Any, *, order: tuple[int, ...], leaves: bool) -> Any:
+    array = jnp.moveaxis(args[0], dims[0], 0)
+    return ordered_p.bind(array, order=(0, *(i + 1 for i in order)), leaves=leaves), 0
+
+
+ordered_p = _jax.Primitive("ordered")
+ordered_p.def_abstract_eval(_ordered_shape)
+_jax.define(ordered_p, _ordered)
+_jax.set_jvp(ordered_p, _ordered_jvp)
+_jax.set_transpose(ordered_p, _ordered_transpose)
+_jax.set_batching(ordered_p, _ordered_batch)

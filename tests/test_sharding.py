@@ -118,6 +118,17 @@ def test_each_device_computes_its_images(algorithm):
     chex.assert_trees_all_close((value, gradients), want, rtol=2e-5, atol=2e-5)
 
 
+def test_layouts_are_changed_where_the_images_are():
+    """Results and gradients in another layout are large enough to be transposed in calls of their own."""
+    x, kernel, bias = drawn((8, 16, 24, 24), (16, 16, 3, 3), (16,))
+    conv = lambda x, k, b: jconv.conv(x, k, b, padding=1, data_format="channels_first")
+    (value, gradients), found = run(step(conv), (x, kernel, bias), (P("i"), P(), P()))
+    assert found.keys() == {"all-reduce"}, found
+    assert sum(found["all-reduce"]) == 1 + kernel.size + bias.size, found
+    assert gradients[0].sharding.is_equivalent_to(NamedSharding(mesh(), P("i")), x.ndim)
+    chex.assert_trees_all_close((value, gradients), jax.jit(step(conv))(x, kernel, bias), rtol=2e-5, atol=2e-5)
+
+
 def unpooled(x):
     y, indices = jconv.max_pool(x, 2, 2, return_indices=True)
     return jconv.max_unpool(y, indices, (6, 5))

@@ -266,6 +266,35 @@ def test_every_convolution_is_canonical(case):
     assert found or 0 in case.shapes[0] or case.name == "crop everything, then pad"  # an empty sum
 
 
+def _channels_first(x, kernel):
+    return jconv.conv(x, kernel, padding=1, data_format="channels_first")
+
+
+@jconv.accelerate
+def _of_lax(x, kernel):
+    return lax.conv_general_dilated(x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=("NCHW", "OIHW", "NCHW"))
+
+
+@pytest.mark.parametrize("layer", [_channels_first, _of_lax])
+def test_what_leaves_in_another_layout_is_transposed_apart(layer):
+    """XLA:CPU would fuse the transpose, and Winograd's last sums with it, into each reader of the result."""
+
+    def apart(f, channels=32, platform="cpu"):
+        shapes = (2, channels, 16, 16), (channels, channels, 3, 3)
+        traced = jax.jit(f).trace(*(jax.ShapeDtypeStruct(shape, "float32") for shape in shapes))
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        return len(re.findall(r'call @\w*transpose\w*\(.*inlineable = "false"', text))
+
+    assert apart(layer) == 1
+    assert apart(jax.grad(loss(layer), 1)) == 1  # what a kernel's gradient needs of y
+    assert apart(jax.grad(loss(layer), 0)) == 2  # and the gradient for x
+    assert apart(jax.grad(loss(jax.grad(loss(layer), 0)), 0)) >= 3
+    assert apart(layer, channels=4) == 0  # less than a call takes
+    assert apart(jax.grad(loss(layer), 0), platform="tpu") == 0
+    last = lambda x, kernel: jconv.conv(x, jnp.zeros((3, 3, 16, 32)), padding=1) + kernel.sum()
+    assert apart(last) == 0
+
+
 @pytest.mark.parametrize("row", choose.TABLE, ids=lambda row: row.name)
 def test_every_algorithm_emits_canonical_convolutions(row):
     for case in CASES:

@@ -5,6 +5,7 @@
 Each sum is a fused loop whose innermost axis is the group's outputs, which XLA:CPU makes a vector of: nothing is
 brought together by group, no zeros are multiplied, and a few lines compile in a third of the time of a convolution a
 group. Each term has slices of its own: XLA makes a function of one that several share, and then no vector of the sum.
+A place reads the kernel of all groups, so they come in blocks whose kernel, of one tap, the first cache holds.
 Cost: the convolution's multiply-adds, each with two loads, and a pass over what is summed up for every few of them.
 """
 

@@ -133,19 +133,19 @@ def _result(reading: Reading, out: Array, batch: int, features: int) -> Array:
     order = [0] * out.ndim
     for place, axis in zip(reading.specs[2], (batch, features, *space), strict=True):
         order[place] = axis
-    return _transposed(out, tuple(order))
+    return products.leaving(out, tuple(order))
 
 
 def _convolve(reading: Reading, lhs: Array, rhs: Array) -> Array:
     (n, c, *space), (o, i, *window), _ = reading.specs
-    x, w = _transposed(lhs, (n, *space, c)), _transposed(rhs, (*window, i, o))
+    x, w = products.entering(lhs, (n, *space, c)), _transposed(rhs, (*window, i, o))
     y = products.convolve(x, w, reading.geometry, reading.how, reading.dtype)
     return _result(reading, y, 0, y.ndim - 1)
 
 
 def _kernel_grad(reading: Reading, lhs: Array, rhs: Array) -> Array:
     (n, c, *space), (o, i, *window), _ = reading.specs
-    x, g = _transposed(lhs, (c, *space, n)), _transposed(rhs, (i, *window, o))
+    x, g = products.entering(lhs, (c, *space, n)), products.entering(rhs, (i, *window, o))
     size = reading.examples
     if size == 1:
         dw = products.kernel_grad(x, g, reading.geometry, reading.how, reading.dtype)
@@ -161,7 +161,7 @@ def _kernel_grad(reading: Reading, lhs: Array, rhs: Array) -> Array:
 def _turned_convolve(reading: Reading, lhs: Array, rhs: Array) -> Array:
     (n, c, *space), (o, i, *window), _ = reading.specs
     groups, rank = reading.geometry.groups, reading.geometry.rank
-    x = lax.rev(_transposed(rhs, (o, *window, i)), range(1, rank + 1))
+    x = lax.rev(products.entering(rhs, (o, *window, i)), range(1, rank + 1))
     w = lax.rev(_transposed(lhs, (*space, c, n)), range(rank))
     if groups > 1:  # of x the batch, of w the features are split: bring the groups to the other side
         x = jnp.moveaxis(x.reshape(groups, x.shape[0] // groups, *x.shape[1:]), 0, -2)
