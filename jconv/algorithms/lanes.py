@@ -59,22 +59,18 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     return windows.by_images(lambda x: _by_blocks(x, w.astype(dtype), geometry), x.astype(dtype), images)
 
 
-def _blocks(groups: int, each: int, bytes_each: int) -> int:
-    """In how many blocks of groups to convolve, a divisor of them: one tap of a block's kernel is from the first cache.
-
-    Each place reads all of a tap's kernel: 32 groups of 32 from the second cache, where each channel's numbers are 4096
-    bytes apart and share a few sets, took 4 times as long.
-    """
-    able = (n for n in range(1, groups + 1) if groups % n == 0 and each * bytes_each <= n * KERNEL_BYTES)
-    return min(able, default=groups)
-
-
 def _by_blocks(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
-    """_convolve of a block of groups after the other."""
-    blocks = _blocks(geometry.groups, w.shape[-2], w.shape[-1] * x.dtype.itemsize)
-    if blocks == 1:
+    """_convolve of as many groups at a time as have one tap's kernel in the first cache, since a place reads all of it.
+
+    32 groups of 32 from the second cache, where each channel's numbers are 4096 bytes apart and share a few sets, took
+    4 times as long.
+    """
+    each, groups = w.shape[-2] * w.shape[-1] * x.dtype.itemsize // geometry.groups, geometry.groups
+    at_once = windows.images_at_once(groups, each, KERNEL_BYTES)  # a divisor
+    if at_once is None:
         return _convolve(x, w, geometry)
-    part = dataclasses.replace(geometry, groups=geometry.groups // blocks)
+    blocks = groups // at_once
+    part = dataclasses.replace(geometry, groups=at_once)
     channels, out = x.shape[-1] // blocks, w.shape[-1] // blocks
 
     def write(block: jax.Array, y: jax.Array) -> jax.Array:
