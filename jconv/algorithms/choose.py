@@ -24,6 +24,7 @@ from jconv.algorithms import (
     lanes,
     lax_conv,
     matmul,
+    padded,
     patches,
     phases,
     shifts,
@@ -151,6 +152,13 @@ TABLE = (
         lambda p: plane_kernel_grad(p) == "exchange",
         "few output channels: x and g change places, and the kernel is turned",
         kernel_grad=functools.partial(exchange.kernel_grad, inner=_inner_kernel_grad),
+    ),
+    Row(
+        "padded",
+        lambda p: p.product == "kernel_grad" and padded.applies(p.geometry),
+        worth.padded_wins,
+        "more places out than in: x is padded first, else lax goes element by element",
+        kernel_grad=functools.partial(padded.kernel_grad, inner=_inner_kernel_grad),
     ),
     Row(
         "slices",

@@ -21,6 +21,7 @@ from jconv.algorithms import (
     phases,
     shifts,
     slices,
+    space_to_depth,
     subpixel,
     taps,
     windows,
@@ -44,7 +45,7 @@ from jconv.algorithms.problem import (
     winograd_seconds,
     winograd_wins,
 )
-from jconv.algorithms.worth_kernel_grad import large_forms_of_few, plane_kernel_grad
+from jconv.algorithms.worth_kernel_grad import blocks_win, few_along, large_forms_of_few, plane_kernel_grad
 
 SLICED_FLOPS = 200  # a copied element of x, from which the copy is worth it,
 SLICED_FLOPS_OF_FEW = 48  # and with stride 1 where lax gathers at most FEWEST_GATHERED channels one by one,
@@ -305,6 +306,19 @@ def phases_win(problem: Problem) -> bool:
         return False
     axes, enough = problem.geometry.axes, problem.out >= 8 or problem.geometry.groups > 1
     return enough or (len(axes) == 1 and axes[0].window >= 4 * axes[0].input_dilation)
+
+
+def padded_wins(problem: Problem) -> bool:
+    """Where lax's convolution, or that of lines, is left to compute a g that is longer than x.
+
+    Of a volume the planes are, and what is one multiply-add or one product a tap reads no padding.
+    """
+    geometry = problem.geometry
+    if not problem.real or geometry.rank > 2 or few_along(problem) or tap_by_tap(problem):
+        return False
+    if geometry.rank == 1:
+        return not (space_to_depth.applies(geometry) and blocks_win(problem))
+    return plane_kernel_grad(problem) in (None, "lax", "slices")
 
 
 def few_of_volume(problem: Problem) -> bool:
