@@ -154,13 +154,6 @@ TABLE = (
         kernel_grad=functools.partial(exchange.kernel_grad, inner=_inner_kernel_grad),
     ),
     Row(
-        "padded",
-        lambda p: p.product == "kernel_grad" and padded.applies(p.geometry),
-        worth.padded_wins,
-        "more places out than in: x is padded first, else lax goes element by element",
-        kernel_grad=functools.partial(padded.kernel_grad, inner=_inner_kernel_grad),
-    ),
-    Row(
         "slices",
         lambda p: slices.applies(p.geometry),
         lambda p: p.real and (worth.planes(p) or worth.sliced_wins(p)),
@@ -228,6 +221,14 @@ TABLE = (
         worth.abreast_wins,
         "images too narrow to fill all cores: several side by side as one",
         convolve=abreast.convolve,
+    ),
+    Row(
+        "padded",
+        lambda p: padded.applies(p.geometry, p.product),
+        worth.padded_wins,
+        "a kernel, or g, of more places than the input: padded first, or lax goes element by element",
+        convolve=functools.partial(padded.convolve, inner=_inner),
+        kernel_grad=functools.partial(padded.kernel_grad, inner=_inner_kernel_grad),
     ),
     Row(
         "lax",

@@ -17,11 +17,11 @@ from jconv.algorithms import (
     joined,
     lanes,
     matmul,
+    padded,
     patches,
     phases,
     shifts,
     slices,
-    space_to_depth,
     subpixel,
     taps,
     windows,
@@ -45,7 +45,7 @@ from jconv.algorithms.problem import (
     winograd_seconds,
     winograd_wins,
 )
-from jconv.algorithms.worth_kernel_grad import blocks_win, few_along, large_forms_of_few, plane_kernel_grad
+from jconv.algorithms.worth_kernel_grad import large_forms_of_few, plane_kernel_grad
 
 SLICED_FLOPS = 200  # a copied element of x, from which the copy is worth it,
 SLICED_FLOPS_OF_FEW = 48  # and with stride 1 where lax gathers at most FEWEST_GATHERED channels one by one,
@@ -55,6 +55,9 @@ FOLDED_BYTES_OF_FEW = 2 << 20  # the same where the taps are few for each output
 MOST_OVER_ZEROS = 48  # channels of a dilated plane with few outputs, from which lax is left to compute over the zeros
 LEVEL = 1.15  # times lax's cost, up to which the two are level, and columns' form is the more exact
 MOST_FOLDED = 11  # outputs of a plane; where they fill no vector, since the others run at twice the rate
+MOST_FOLDED_OF_MANY = 24  # and of so many channels for each
+FOLDED_TO_ONE = 10
+LEAST_OF_MANY = 5e7  # floating-point operations, since it compiles longer
 LEAST_FOLDED = 16  # taps * outputs along one axis, which are the rows of a product of columns
 SUMMED_FLOPS = 5000  # an element of the result, from which its passes are,
 ODD_FLOPS = 300  # and where the channels fill no vector
@@ -76,6 +79,9 @@ SHORT_ROW = 8  # places of its result, too
 LARGE_KERNEL = 1.2e5  # elements, whose outputs lax divides between the cores
 MOST_FILLED_UP = 1.15  # places of interleaved images, for each of the result's, up to which few channels gain,
 MOST_FILLED_UP_OF_ODD = 1.3  # and where they fill no vector
+MOST_INTERLEAVED = 1024  # channels in or out from which Winograd's forms of dilated images leave the caches
+LEAST_PADDED = 16  # taps along a line,
+FEW_LINES = 4  # of a batch, since of more lax has long rows in spite of the padding
 LEAST_ABREAST = 250  # floating-point operations an element of x and y, from which images are worth to be copied abreast
 LEAST_ABREAST_OF_ODD = 120  # and where channels are filled up to a vector
 
@@ -91,6 +97,8 @@ def folded_wins(problem: Problem) -> bool:
     if geometry.rank == 1:
         return out <= FEW and geometry.taps > 1 and geometry.taps * out >= LEAST_FOLDED
     if geometry.rank == 2 and undilated(problem):
+        if folded_from_many(problem):
+            return True
         thin = problem.channels <= FEWEST_GATHERED and out > 4  # for lines
         if geometry.taps == 1 or out > MOST_FOLDED or (out > 4 and out % 4 == 0) or thin:
             return False
@@ -107,6 +115,18 @@ def folded_wins(problem: Problem) -> bool:
         if geometry.rank == 2 and problem.channels <= MOST_OVER_ZEROS:
             least = 2 if problem.channels <= FEW else 4
     return few and held <= FOLDED_BYTES and (geometry.taps >= least * out or odd_phases(problem))
+
+
+def folded_from_many(problem: Problem) -> bool:
+    """A dense plane of so many more channels than outputs that lax, which keeps its rows on one core, has no gain.
+
+    One product for all taps is on both: a detector's head, 1024 to 24, in half the time.
+    """
+    geometry, out = problem.geometry, problem.out
+    dense = geometry.taps > 1 and all(axis.stride == axis.dilation == 1 for axis in geometry.axes)
+    few = MOST_FOLDED < out <= MOST_FOLDED_OF_MANY and problem.channels >= FOLDED_TO_ONE * out
+    narrow = geometry.output[-1] <= cost.BLOCK and problem.dtype == jnp.float32
+    return dense and few and narrow and cost.flops(problem.batch, geometry, problem.channels, out) >= LEAST_OF_MANY
 
 
 def odd_phases(problem: Problem) -> bool:
@@ -135,7 +155,7 @@ def sliced_wins(problem: Problem) -> bool:
     if undilated(problem) and rows_of_patches(problem):
         return True
     if problem.product != "convolve":
-        return plane_kernel_grad(problem) == "slices"
+        return plane_kernel_grad(problem) == "slices" and not element_by_element(problem)
     if geometry.rank != 2 or geometry.groups > 1 or not undilated(problem) or geometry.taps == 1 or double(problem):
         return False
     first, last = geometry.axes
@@ -308,17 +328,18 @@ def phases_win(problem: Problem) -> bool:
     return enough or (len(axes) == 1 and axes[0].window >= 4 * axes[0].input_dilation)
 
 
-def padded_wins(problem: Problem) -> bool:
-    """Where lax's convolution, or that of lines, is left to compute a g that is longer than x.
+def element_by_element(problem: Problem) -> bool:
+    """Where XLA:CPU's convolution runs at a tenth of its rate or less, its operands being exchanged."""
+    geometry, product = problem.geometry, problem.product
+    return problem.real and padded.applies(geometry, product) and padded.exchanged(geometry, product)
 
-    Of a volume the planes are, and what is one multiply-add or one product a tap reads no padding.
-    """
-    geometry = problem.geometry
-    if not problem.real or geometry.rank > 2 or few_along(problem) or tap_by_tap(problem):
-        return False
-    if geometry.rank == 1:
-        return not (space_to_depth.applies(geometry) and blocks_win(problem))
-    return plane_kernel_grad(problem) in (None, "lax", "slices")
+
+def padded_wins(problem: Problem) -> bool:
+    """Where lax would go element by element, or many taps of a line's gradient see padding, of a few images."""
+    geometry, images = problem.geometry, problem.batch
+    long = problem.product == "kernel_grad" and geometry.rank == 1 and geometry.taps >= LEAST_PADDED
+    padding = long and isinstance(images, int) and images <= FEW_LINES and 16 * geometry.taps >= geometry.output[0]
+    return (problem.real and padding) or element_by_element(problem)
 
 
 def few_of_volume(problem: Problem) -> bool:
@@ -352,7 +373,7 @@ def interleaved_wins(problem: Problem) -> bool:
     if problem.product == "kernel_grad" and large_forms_of_few(problem):
         return False
     inner = dataclasses.replace(problem, batch=batch * interleaved.images(geometry), geometry=dense)
-    if narrowest < cost.BLOCK or not winograd_wins(inner):
+    if narrowest < cost.BLOCK or max(problem.channels, problem.out) >= MOST_INTERLEAVED or not winograd_wins(inner):
         return False
     other = shifts_seconds(problem) if tap_by_tap(problem) else lax_seconds(problem)
     return 1.1 * winograd_seconds(inner) < other

@@ -45,6 +45,7 @@ MOST_WASTED_OF_FEW = 1.15  # and in planes of fewer than NARROW channels
 MOST_BESIDE = 16  # taps of a strided window copied beside few channels, where the outputs are many
 MOST_SHARED = 48  # channels in or out up to which the taps of a kernel gradient are shared out,
 SHARED_COPIES = 0.9  # times the elements that patches of x or g would copy
+LARGE_PATCHES = 8 << 20  # bytes of all patches
 LARGE_FORMS = 8 << 20  # of a kernel gradient, beside which the copies of dilated images leave the caches,
 FEW_PLACES = 3  # for each channel, that do not make up for it
 SMALL_SUM = 8e7  # floating-point operations of a kernel gradient that lax has on its way before others are copied,
@@ -124,6 +125,8 @@ def shared_out(problem: Problem) -> bool:
     geometry, channels, out = problem.geometry, problem.channels, problem.out
     if problem.product != "kernel_grad" or not problem.real or not two_sided.applies(geometry):
         return False
+    if large_patches(problem) or some_channels_by_steps(problem):
+        return True
     most, narrowest = (2 * NARROW, 2 * NARROW) if double(problem) else (MOST_SHARED, NARROW - 1)
     if max(channels, out) > most or min(channels, out) > narrowest:
         return False
@@ -133,6 +136,26 @@ def shared_out(problem: Problem) -> bool:
     ours = two_sided.copied(two_sided.shares(geometry, channels, out), channels, out)
     patches_of = min(geometry.taps * channels + out, geometry.taps * out + channels)
     return ours < SHARED_COPIES * patches_of
+
+
+def large_patches(problem: Problem) -> bool:
+    """3x3 of few channels on one side and some on the other, whose patches of the few would leave the caches.
+
+    Shared out they come a few images at a time.
+    """
+    geometry, narrowest, widest = problem.geometry, *sorted((problem.channels, problem.out))
+    if problem.dtype != jnp.float32 or not isinstance(problem.batch, int) or not winograd.applies(geometry):
+        return False
+    held = 4 * problem.batch * math.prod(geometry.output) * (geometry.taps * narrowest + widest)
+    return FEW <= narrowest < NARROW and widest <= MANY and held > LARGE_PATCHES
+
+
+def some_channels_by_steps(problem: Problem) -> bool:
+    """A strided plane of some channels, of which lines are gathered step by step; patches are runs of channels."""
+    geometry, narrowest, widest = problem.geometry, *sorted((problem.channels, problem.out))
+    steps = geometry.rank == 2 and all(axis.stride > 1 for axis in geometry.axes) and geometry.taps < LEAST_LINES
+    some = NARROW <= narrowest <= 2 * NARROW and widest <= 2 * MANY
+    return steps and some and problem.dtype == jnp.float32
 
 
 def shared_out_of_each(problem: Problem) -> bool:

@@ -112,12 +112,13 @@ def test_a_large_image_comes_in_bands(batch):
         ((8, 64, 64, 21), (3, 3, 21, 21), {"padding": 16, "kernel_dilation": 16}, "two_sided"),
         ((32, 32, 32, 8), (7, 7, 8, 8), {"padding": 3}, "two_sided"),
         ((2, 16, 32, 32, 8), (3, 3, 3, 8, 16), {"padding": 1}, "two_sided"),
-        ((64, 32, 32, 16), (3, 3, 16, 64), {"padding": 1}, "patches"),
+        ((64, 32, 32, 16), (3, 3, 16, 64), {"padding": 1}, "two_sided"),
+        ((16, 20, 20, 16), (3, 3, 16, 64), {"padding": 1}, "patches"),
         ((32, 32, 32, 32), (3, 3, 32, 32), {"padding": 1}, "winograd"),
     ],
 )
 def test_where_it_is_chosen(x, kernel, options, algorithm):
-    """Where it copies less than patches would, and the channels are so few that copies are most of the time."""
+    """Where it copies less than patches would and copies are most of the time, or patches would leave the caches."""
     assert (
         jconv.explain(*(jax.ShapeDtypeStruct(s, "float32") for s in (x, kernel)), **options)["kernel_grad"].algorithm
         == algorithm
