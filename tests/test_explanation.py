@@ -148,6 +148,12 @@ def test_text():
         ((1, 50, 50, 256), (3, 3, 256, 9), {"padding": 1}, ("columns", "exchange", "slices")),
         ((2, 64, 64, 4), (3, 3, 4, 320), {"padding": 1}, ("slices", "patches", "columns")),
         ((128, 32, 32, 16), (3, 3, 16, 16), {"padding": 1}, ("lax", "two_sided", "lax")),
+        ((8, 55, 55, 16), (3, 3, 16, 64), {"padding": 1}, ("slices", "lax", "lax")),
+        ((8, 55, 55, 64), (3, 3, 64, 16), {"padding": 1}, ("lax", "two_sided", "slices")),
+        ((4, 19, 19, 1024), (3, 3, 1024, 24), {"padding": 1}, ("columns", "exchange", "lax")),
+        ((8, 28, 28, 128), (3, 3, 128, 12), {"padding": 1}, ("columns", "exchange", "slices")),
+        ((4, 28, 28, 160), (3, 3, 160, 20), {"padding": 1}, ("abreast", "exchange", "slices")),
+        ((1, 33, 33, 1024), (3, 3, 1024, 256), {"padding": 6, "kernel_dilation": 6}, ("shifts", "lax", "shifts")),
         ((32, 28, 28, 32), (3, 3, 32, 64), {"padding": 1}, ("abreast", "winograd", "abreast")),
         ((2, 28, 28, 32), (3, 3, 32, 64), {"padding": 1}, ("lax",) * 3),  # few rows abreast; a g that stays in cache
         ((8, 56, 56, 32), (3, 3, 32, 32), {"padding": 1}, ("abreast", "winograd", "abreast")),

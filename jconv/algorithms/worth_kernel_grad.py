@@ -75,6 +75,12 @@ def plane_kernel_grad(problem: Problem) -> str | None:
     small = small_kernel_grad(problem)
     if small is not None:
         return small
+    if (
+        large_patches(problem)
+        and channels < out
+        and 4 * problem.batch * math.prod(geometry.output) * out <= LARGE_PATCHES
+    ):
+        return "lax"  # on one core at its full rate; the input gradient, of few outputs, has the other
     if shared_out(problem):
         return "two_sided"
     if exchange.applies(geometry) and out < min(NARROW, channels):
