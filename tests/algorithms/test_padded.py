@@ -80,7 +80,7 @@ def test_where_it_applies():
     assert padded.applies(Geometry((short, short)), "convolve")
     assert padded.applies(Geometry((Axis(2, 3, 2, dilation=2, low=2), short)), "convolve")
     assert not padded.applies(Geometry((short, same)), "convolve")  # 3 * 3 taps over 2 * 9 elements
-    assert not padded.applies(Geometry((Axis(1, 3, 1, low=1), same)), "convolve")  # one element is no convolution
+    assert not padded.applies(Geometry((Axis(1, 5, 1, low=2), same)), "convolve")  # one element is no convolution
     assert not padded.applies(Geometry((Axis(2, 3, 4, input_dilation=2, low=2), short)), "convolve")
 
 
