@@ -41,6 +41,7 @@ LAYERS = {  # (x, kernel, options): what each algorithm computes, the first of t
     "grouped": ((8, 5, 5, 40), (3, 3, 20, 40), {**SAME, "feature_group_count": 2}),
     "shifts": ((8, 5, 5, 6), (3, 3, 6, 5), SAME),
     "patches": ((8, 5, 5, 6), (3, 3, 6, 5), SAME),
+    "padded": ((8, 2, 2, 6), (3, 3, 6, 5), {"padding": 2}),
     "abreast": ((8, 5, 5, 6), (3, 3, 6, 5), SAME),
     "lax": ((8, 5, 5, 6), (3, 3, 6, 5), SAME),
 }
