@@ -227,8 +227,8 @@ TABLE = (
         lambda p: padded.applies(p.geometry, p.product),
         worth.padded_wins,
         "a kernel, or g, of more places than the input: padded first, or lax goes element by element",
-        convolve=functools.partial(padded.convolve, inner=_inner),
-        kernel_grad=functools.partial(padded.kernel_grad, inner=_inner_kernel_grad),
+        convolve=functools.partial(padded.product, inner=_inner),
+        kernel_grad=functools.partial(padded.product, inner=_inner_kernel_grad),
     ),
     Row(
         "lax",

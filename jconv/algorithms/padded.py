@@ -54,13 +54,10 @@ def padded(geometry: Geometry) -> Geometry:
     return dataclasses.replace(geometry, axes=tuple(map(one, geometry.axes)))
 
 
-def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product) -> jax.Array:
+def product(
+    x: jax.Array, other: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product
+) -> jax.Array:
+    """`inner` computes it of the padded x, and of the kernel or g."""
     # XLA gives zeros around an operand back to the convolution, but not past this.
     x = lax.optimization_barrier(windows.pad(x, geometry))
-    return inner(x, w, padded(geometry), precision, dtype)
-
-
-def kernel_grad(
-    x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any, inner: Product
-) -> jax.Array:
-    return convolve(x, g, geometry, precision, dtype, inner)
+    return inner(x, other, padded(geometry), precision, dtype)

@@ -118,7 +118,7 @@ def folded_wins(problem: Problem) -> bool:
 
 
 def folded_from_many(problem: Problem) -> bool:
-    """A dense plane of so many more channels than outputs that lax, which keeps its rows on one core, has no gain.
+    """A dense plane of many more channels than outputs, whose short rows lax keeps on one core.
 
     One product for all taps is on both: a detector's head, 1024 to 24, in half the time.
     """

@@ -45,7 +45,8 @@ MOST_WASTED_OF_FEW = 1.15  # and in planes of fewer than NARROW channels
 MOST_BESIDE = 16  # taps of a strided window copied beside few channels, where the outputs are many
 MOST_SHARED = 48  # channels in or out up to which the taps of a kernel gradient are shared out,
 SHARED_COPIES = 0.9  # times the elements that patches of x or g would copy
-LARGE_PATCHES = 8 << 20  # bytes of all patches
+LARGE_PATCHES = 8 << 20  # bytes of all patches, which are beyond a core's caches,
+LARGEST_READ_AGAIN = 8 << 20  # and of g, which are in those that cores share
 LARGE_FORMS = 8 << 20  # of a kernel gradient, beside which the copies of dilated images leave the caches,
 FEW_PLACES = 3  # for each channel, that do not make up for it
 SMALL_SUM = 8e7  # floating-point operations of a kernel gradient that lax has on its way before others are copied,
@@ -75,12 +76,8 @@ def plane_kernel_grad(problem: Problem) -> str | None:
     small = small_kernel_grad(problem)
     if small is not None:
         return small
-    if (
-        large_patches(problem)
-        and channels < out
-        and 4 * problem.batch * math.prod(geometry.output) * out <= LARGE_PATCHES
-    ):
-        return "lax"  # on one core at its full rate; the input gradient, of few outputs, has the other
+    if on_the_other_core(problem):
+        return "lax"
     if shared_out(problem):
         return "two_sided"
     if exchange.applies(geometry) and out < min(NARROW, channels):
@@ -154,6 +151,16 @@ def large_patches(problem: Problem) -> bool:
         return False
     held = 4 * problem.batch * math.prod(geometry.output) * (geometry.taps * narrowest + widest)
     return FEW <= narrowest < NARROW and widest <= MANY and held > LARGE_PATCHES
+
+
+def on_the_other_core(problem: Problem) -> bool:
+    """Of those the ones of more outputs: lax's is on one core, beside an input gradient of few outputs on the other."""
+    return large_patches(problem) and problem.channels < problem.out and g_bytes(problem) <= LARGEST_READ_AGAIN
+
+
+def g_bytes(problem: Problem) -> int:
+    """Of the float32 gradient that lax reads again for each tap."""
+    return 4 * problem.batch * math.prod(problem.geometry.output) * problem.out
 
 
 def some_channels_by_steps(problem: Problem) -> bool:
@@ -245,7 +252,7 @@ def in_cache(problem: Problem) -> bool:
     dense = all(axis.stride == axis.dilation == 1 for axis in geometry.axes)
     few = min(channels, out) <= NARROW or max(channels, out) <= 2 * NARROW
     blocks = out % NARROW == 0 and out <= MANY and channels > FEWEST_GATHERED
-    return dense and few and blocks and 4 * problem.batch * math.prod(geometry.output) * out <= CACHED_BYTES
+    return dense and few and blocks and g_bytes(problem) <= CACHED_BYTES
 
 
 def few_of_one_image(problem: Problem) -> bool:
