@@ -128,10 +128,24 @@ def along(values: Any, dim: int, ndim: int) -> Any:
     return np.asarray(values).reshape([-1 if j == dim else 1 for j in range(ndim)])
 
 
+def gathered(x: Array, dim: int, places: Any) -> Array:
+    """The elements at these places of one axis, all of them inside; the axes of `places` stand in its place."""
+    places, rank = jnp.asarray(places), np.ndim(places)
+    offset = tuple(i if i < dim else i + rank - 1 for i in range(x.ndim) if i != dim)
+    numbers = lax.GatherDimensionNumbers(offset_dims=offset, collapsed_slice_dims=(dim,), start_index_map=(dim,))
+    sizes = tuple(1 if i == dim else n for i, n in enumerate(x.shape))
+    return lax.gather(x, places[..., None], numbers, sizes, mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS)
+
+
+def _inside(start: int, count: int, stride: int, length: int) -> bool:
+    """Whether elements start, start + stride, .. are all in an axis of that length."""
+    return start >= 0 and start + (count - 1) * stride < length
+
+
 def _clipped(x: Array, dim: int, start: int, count: int, stride: int) -> Array:
     """Elements start, start + stride, .. of one axis; the first or the last stands for what lies outside."""
     length = x.shape[dim]
-    if start >= 0 and start + (count - 1) * stride < length:
+    if _inside(start, count, stride, length):
         return lax.slice_in_dim(x, start, start + (count - 1) * stride + 1, stride, axis=dim)
     return jnp.take(x, (start + np.arange(count) * stride).clip(0, length - 1), axis=dim, mode="clip")
 
@@ -191,6 +205,22 @@ def under(geometry: Geometry) -> list[tuple[int, Any, Callable[[Array], Array]]]
         show = functools.partial(_view, view=views[number], anchor=anchor)
         found.append((number, where, functools.partial(moved, show)))
     return found
+
+
+def sees_all(axis: Axis) -> bool:
+    """Whether some tap of an axis sees an element at every place: its view is a slice, and no other needs an anchor."""
+    return any(_inside(t * axis.dilation - axis.low, axis.output, axis.stride, axis.input) for t in range(axis.window))
+
+
+def along_axis(x: Array, dim: int, axis: Axis, tap: int) -> tuple[Any, Array] | None:
+    """(where one tap sees an element, what it sees of x along `dim`): where is True or an array; None if nowhere."""
+    start = tap * axis.dilation - axis.low
+    element = start + np.arange(axis.output) * axis.stride
+    inside = (element >= 0) & (element < axis.input)
+    if not inside.any():
+        return None
+    show = functools.partial(_clipped, dim=dim, start=start, count=axis.output, stride=axis.stride)
+    return True if inside.all() else jnp.asarray(along(inside, dim, x.ndim)), moved(show, x)
 
 
 def masked(where: Any, x: Array, fill: Any) -> Array:

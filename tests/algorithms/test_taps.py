@@ -10,6 +10,7 @@ import pytest
 import jconv
 from jconv import reference
 from jconv.algorithms import phases, taps
+from jconv.geometry import sliding
 
 LAYERS = [  # x, kernel, options; the taps of each are more than UNROLLED
     ((2, 12, 11, 3), (9, 9, 1, 3), {"padding": 4}),
@@ -72,7 +73,7 @@ def test_a_few_images_at_a_time(monkeypatch, shape, kernel, options, images):
 @pytest.mark.optimised
 @pytest.mark.parametrize("strides", [1, 2])
 def test_many_images_are_not_held_twice(strides):
-    """Neither a padded copy of x and of g, nor zeros that two loops share, nor all phases: 4 MB, not twice 51."""
+    """Neither a padded copy of x and of g, nor zeros that two loops share, nor all phases: 1 MB, not twice 51."""
     shape = lambda *dims: jax.ShapeDtypeStruct(dims, "float32")
     form = functools.partial(jconv.conv, strides=strides, padding=1, feature_group_count=32)
 
@@ -82,7 +83,10 @@ def test_many_images_are_not_held_twice(strides):
 
     places = 112 // strides
     operands = shape(32, 112, 112, 32), shape(3, 3, 1, 32), shape(32, places, places, 32)
-    assert jax.jit(step).lower(*operands).compile().memory_analysis().temp_size_in_bytes < 16 << 20
+    assert (
+        jax.jit(step).lower(*operands).compile().memory_analysis().temp_size_in_bytes
+        < (2 if strides == 1 else 16) << 20
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +95,7 @@ def test_many_images_are_not_held_twice(strides):
         ([4, 28, 1], [1, 7, 1]),
         ([4, 29, 1], [4, 1, 1]),  # images that divide before rows that do not
         ([1, 29, 4], [1, 1, 4]),  # runs of a row, too
-        ([1, 29, 1], [1, 8, 1]),  # 32 rows, three of which are zeros
+        ([1, 29, 1], [1, 8, 1]),  # 32 rows, three of which the step before had
         ([3, 6, 8, 29, 1], [1, 1, 8, 1, 1]),
     ],
 )
@@ -101,12 +105,12 @@ def test_what_one_step_of_a_kernel_gradient_takes(counts, several):
 
 @pytest.mark.optimised
 @pytest.mark.parametrize("size", [56, 57])
-def test_an_odd_image_takes_no_copy_more(size):
-    """Beside x with its padding, which the forward product has anyway."""
+def test_a_kernel_gradient_takes_no_copies(size):
+    """The sums alone: x and g are read where they are, an odd image's too."""
     shape = lambda *dims: jax.ShapeDtypeStruct(dims, "float32")
     form = lambda x, g: jconv.conv_kernel_grad(x, g, (3, 3, 1, 144), strides=2, padding=1, feature_group_count=144)
     compiled = jax.jit(form).lower(shape(4, size, size, 144), shape(4, *[(size + 1) // 2] * 2, 144)).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 1.1 * 4 * 4 * (size + 2) ** 2 * 144
+    assert compiled.memory_analysis().temp_size_in_bytes < 3 * 4 * 9 * 29 * 144
 
 
 @pytest.mark.optimised
@@ -120,20 +124,20 @@ def test_no_index_stands_in_the_sum():
     assert sums and not any("dynamic-slice(" in loop for loop in sums)
 
 
-@pytest.mark.parametrize(("window", "products"), [((3, 3), 8 * 3), ((7, 7), 8 * 7), ((1, 13), 4 * 13), ((1, 64), 64)])
-def test_size_of_a_kernel_gradients_program(window, products):
-    """For each tap of the last axis up to IN_STEP rows are written out, and no more of both than UNROLLED."""
+@pytest.mark.parametrize("window", [(3, 3), (7, 7), (1, 64), (31, 31)])
+def test_size_of_a_kernel_gradients_program(window):
+    """Up to IN_STEP rows are written out, whatever the window."""
     x = np.zeros((2, 16, 80, 8), np.float32)
     f = lambda x: jconv.conv_kernel_grad(x, x, (*window, 1, 8), padding="SAME", feature_group_count=8)
     found = re.findall(r"stablehlo\.multiply.*x8xf32>", jax.jit(f).lower(x).as_text())
-    assert len(found) == products <= taps.UNROLLED
+    assert len(found) == taps.IN_STEP
 
 
 @pytest.mark.parametrize(
     ("space", "strides"), [((13, 21), 1), ((19, 43), 2), ((3, 8, 35), 1), ((101,), 1), ((107,), 3)]
 )
 def test_rows_and_runs_that_do_not_divide(monkeypatch, space, strides):
-    """Places beyond the last are zeros of g: exact on whole numbers, where rows and runs of a row are in uneven parts."""
+    """What two steps have is counted once: exact on whole numbers, where rows and runs of a row are in uneven parts."""
     monkeypatch.setattr(taps, "SUM_BYTES", 256)
     jax.clear_caches()
     rng = np.random.default_rng(0)
@@ -146,3 +150,103 @@ def test_rows_and_runs_that_do_not_divide(monkeypatch, space, strides):
     )
     np.testing.assert_array_equal(found, reference.conv_kernel_grad(x, g, kernel, **options))
     jax.clear_caches()
+
+
+def way_of(shape, kernel, padding, strides=1, kernel_dilation=1):
+    rank = len(shape) - 2
+    padding = padding if isinstance(padding, tuple) else ((padding, padding),) * rank
+    spread = [(n,) * rank for n in (strides, kernel_dilation, 1)]
+    geometry = sliding("conv", shape[1:-1], kernel[:-2], spread[0], padding, *spread[1:], groups=shape[-1])
+    x, w = (jax.ShapeDtypeStruct(dims, "float32") for dims in (shape, kernel))
+    way = taps._way(x, w, geometry, "float32", taps._images(x, geometry, shape[-1], "float32", taps.FEW_BYTES))
+    return None if way is None else way.__name__
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "options", "way"),
+    [
+        ((8, 28, 28, 192), (3, 3, 1, 192), {"padding": 1}, "_in_place"),
+        ((4, 56, 56, 144), (5, 5, 1, 144), {"padding": 2, "strides": 2}, "_in_place"),
+        ((1, 33, 33, 960), (3, 3, 1, 960), {"padding": 2, "kernel_dilation": 2}, "_in_place"),
+        ((2, 2048, 1024), (4, 1, 1024), {"padding": ((3, 0),)}, "_in_place"),
+        ((8, 112, 112, 24), (3, 3, 1, 24), {"padding": 1}, None),  # few channels
+        ((16, 112, 112, 24), (3, 3, 1, 24), {"padding": 1}, "_in_place"),  # whose padded copy is mapped anew
+        ((1, 7, 7, 96), (3, 3, 1, 96), {"padding": 1}, None),  # small
+        ((4, 28, 28, 64), (3, 3, 1, 128), {"padding": 1}, None),  # a multiplier
+        ((4, 28, 28, 64), (2, 2, 1, 64), {"padding": 1}, None),  # no tap sees an element at every place
+        ((8, 56, 56, 96), (7, 7, 1, 96), {"padding": 3}, None),  # masks cost more than a copy
+        ((8, 56, 56, 128), (7, 7, 1, 128), {"padding": 3}, "_in_place"),  # but for one that is mapped anew
+        ((1, 14, 14, 512), (7, 7, 1, 512), {"padding": 3}, "_in_blocks"),
+        ((1, 14, 14, 509), (7, 7, 1, 509), {"padding": 3}, None),  # no divisor
+        ((1, 14, 14, 512), (27, 27, 1, 512), {"padding": 13}, "_block_by_block"),
+        ((2, 28, 28, 256), (9, 9, 1, 256), {"padding": 4}, None),
+    ],
+)
+def test_how_depthwise_windows_are_computed(shape, kernel, options, way):
+    assert way_of(shape, kernel, **options) == way
+
+
+DEPTHWISE = [  # x, window, options
+    ((2, 7, 6, 8), (3, 3), {"padding": 1}),
+    ((1, 9, 8, 8), (3, 5), {"padding": ((0, 1), (2, 1)), "strides": 2}),
+    ((2, 11, 6, 8), (2, 3), {"padding": ((3, 0), (2, 2)), "kernel_dilation": (3, 2)}),
+    ((3, 20, 8), (4,), {"padding": ((3, 0),)}),
+    ((1, 4, 5, 6, 8), (3, 1, 3), {"padding": (1, 0, 1), "strides": (1, 2, 1)}),
+    ((1, 5, 5, 8), (3, 3), {"padding": 0}),
+    ((1, 4, 12, 8), (5, 5), {"padding": 2}),
+]
+
+
+@pytest.mark.parametrize("way", ["_in_place", "_in_blocks", "_block_by_block"])
+@pytest.mark.parametrize(("shape", "window", "options"), DEPTHWISE)
+def test_each_way_is_the_same(monkeypatch, shape, window, options, way):
+    monkeypatch.setattr(taps, "_way", lambda *_: getattr(taps, way))
+    monkeypatch.setattr(taps, "BLOCK", 4)
+    jax.clear_caches()
+    rng = np.random.default_rng(0)
+    options = {**options, "feature_group_count": shape[-1]}
+    x, k = (rng.integers(-3, 4, dims).astype(np.float32) for dims in (shape, (*window, 1, shape[-1])))
+    form = functools.partial(jconv.conv, algorithm={"forward": "taps"}, **options)
+    np.testing.assert_array_equal(jax.jit(form)(x, k), reference.conv(x, k, **options))
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("way", ["_in_place", "_in_blocks", "_block_by_block"])
+def test_an_infinity_at_the_edge_is_no_nan(monkeypatch, way):
+    """What stands for the padding is an element of the edge: it must not be multiplied by 0."""
+    monkeypatch.setattr(taps, "_way", lambda *_: getattr(taps, way))
+    jax.clear_caches()
+    x, k = np.ones((1, 6, 6, 4), np.float32), np.ones((3, 3, 1, 4), np.float32)
+    x[0, 0, 2], x[0, 5, 5] = np.inf, -np.inf
+    y = jax.jit(lambda x, k: jconv.conv(x, k, padding=1, feature_group_count=4, algorithm="taps"))(x, k)
+    np.testing.assert_array_equal(y, reference.conv(x, k, padding=1, feature_group_count=4))
+    assert not np.isnan(y).any()
+    jax.clear_caches()
+
+
+def test_an_infinity_at_the_edge_leaves_other_kernel_gradients():
+    x, g = np.ones((2, 13, 13, 4), np.float32), np.ones((2, 13, 13, 4), np.float32)
+    x[0, 0, 2, 1], x[1, 12, 12, 2] = np.inf, -np.inf
+    options = {"padding": 1, "feature_group_count": 4}
+    dk = jconv.conv_kernel_grad(x, g, (3, 3, 1, 4), algorithm={"kernel_grad": "taps"}, **options)
+    np.testing.assert_array_equal(dk, reference.conv_kernel_grad(x, g, (3, 3, 1, 4), **options))
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize("padding", [0, 1])
+def test_what_makes_the_input_is_computed_once(padding):
+    """And not for each tap that reads it, as XLA:CPU would: 36 ms in the place of 1.4 for a GELU of 4 x 112 x 112 x 32."""
+    x, k = np.zeros((4, 56, 56, 32), np.float32), np.zeros((3, 3, 1, 32), np.float32)
+    form = lambda x, k: jconv.conv(jax.nn.gelu(x), k, padding=padding, feature_group_count=32)
+    text = jax.jit(form).lower(x, k).compile().as_text()
+    assert len(re.findall(r" tanh\(", text)) == 1
+
+
+@pytest.mark.optimised
+def test_the_input_is_read_where_it_is():
+    """No padded copy, and the bias is added in the loop of all taps."""
+    shape = lambda *dims: jax.ShapeDtypeStruct(dims, "float32")
+    form = lambda x, k, b: jconv.conv(x, k, b, padding=1, feature_group_count=64)
+    compiled = jax.jit(form).lower(shape(4, 56, 56, 64), shape(3, 3, 1, 64), shape(64)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1 << 12
+    assert len(re.findall(r" fusion\(", compiled.as_text())) == 1
