@@ -124,6 +124,21 @@ def test_no_index_stands_in_the_sum():
     assert sums and not any("dynamic-slice(" in loop for loop in sums)
 
 
+@pytest.mark.optimised
+@pytest.mark.parametrize(("space", "strides"), [((14, 14), 1), ((28, 29), 2), ((4, 9, 9), 1), ((300,), 1)])
+def test_a_kernel_gradient_is_one_loop(space, strides):
+    """What a step gathers from x is multiplied where it is gathered: XLA:CPU fuses no gather into a broadcast."""
+    options = {"padding": 1, "strides": strides, "feature_group_count": 64}
+    output = [(n - 1) // strides + 1 for n in space]
+    x, g = (jax.ShapeDtypeStruct((20, *size, 64), "float32") for size in (space, output))
+    form = lambda x, g: jconv.conv_kernel_grad(x, g, (*(3 for _ in space), 1, 64), **options)
+    text = jax.jit(form).lower(x, g).compile().as_text()
+    loops = re.findall(r"^%\S+ \([^\n]*\{\n(.*?)^\}", text, re.DOTALL | re.MULTILINE)
+    sums = [loop for loop in loops if re.search(r"f32\S* gather\(|f32\S* dynamic-slice\(", loop)]
+    assert len(sums) == 1
+    assert len(re.findall(r"f32\S* multiply\(", sums[0])) <= taps.IN_STEP
+
+
 @pytest.mark.parametrize("window", [(3, 3), (7, 7), (1, 64), (31, 31)])
 def test_size_of_a_kernel_gradients_program(window):
     """Up to IN_STEP rows are written out, whatever the window."""
