@@ -103,9 +103,15 @@ TABLE = (
     ),
     Row(
         "taps",
-        lambda p: undilated(p) and taps.applies(p.geometry, p.channels, p.out),
-        lambda p: p.inexact and (worth.one_channel(p) or p.geometry.groups > 1),
-        "one channel, or groups of one: one fused multiply-add a tap",
+        lambda p: (
+            undilated(p)
+            and (
+                taps.applies(p.geometry, p.channels, p.out)
+                or (p.product == "convolve" and taps.applies_to_few(p.geometry, p.channels))
+            )
+        ),
+        lambda p: p.inexact and (worth.one_channel(p) or worth.few_channels(p) or p.geometry.groups > 1),
+        "few channels, or groups of one: one fused multiply-add a tap",
         convolve=taps.convolve,
         kernel_grad=taps.kernel_grad,
     ),

@@ -1,4 +1,4 @@
-"""One multiply-add a tap over whole shifted arrays, for one channel, or groups of few channels: depthwise above all.
+"""One multiply-add a tap over whole shifted arrays, for few channels, or groups of few channels: depthwise above all.
 
     y[n, p, o]  = sum over t, c of x[n, a, c] w[t, c, o]    the sum over t and c written out
     dw[t, c, o] = sum over n, p of x[n, a, c] g[n, p, o]    all taps at once, added up row after row
@@ -49,6 +49,12 @@ def applies(geometry: Geometry, channels: int, out: int) -> bool:
     return min(channels, out) == groups and each <= UNROLLED and (groups > 1 or channels == 1)
 
 
+def applies_to_few(geometry: Geometry, channels: int) -> bool:
+    """Whether a convolution of a few channels without groups is written out."""
+    few = geometry.taps > 1 and channels > 1 and geometry.taps * channels <= 2 * UNROLLED
+    return geometry.groups == 1 and few
+
+
 def _at_once(window: int, each: int) -> int:
     """How many taps of the last axis, of `each` channels, are written out: all, or runs as even as can be."""
     return -(-window // -(-window * each // UNROLLED))
@@ -56,6 +62,8 @@ def _at_once(window: int, each: int) -> int:
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     del precision  # elementwise products are exact to the dtype
+    if geometry.groups == 1 and x.shape[-1] > 1 and w.shape[-1] > 1:
+        return _of_few(x.astype(dtype), w.astype(dtype), geometry)
     images = _images(x, geometry, x.shape[-1], dtype, FEW_BYTES)
     way = _way(x, w, geometry, dtype, images)
     if way is not None:
@@ -66,6 +74,18 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     if geometry.taps > MOVED:
         return windows.by_images(lambda x: windows.apart(run, x, w), x, images)
     return windows.by_images(lambda x: run(x, w), x, images)
+
+
+def _of_few(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
+    """Each tap and channel is one number times the vector of its outputs: one loop, which reads a slice for each."""
+    x = windows.in_memory(windows.pad(x, geometry))
+    terms = []
+    for tap in itertools.product(*map(range, geometry.window)):
+        starts, stops, steps = windows.places_under(geometry, tap)
+        for c in range(x.shape[-1]):
+            seen = lax.slice(x, (0, *starts, c), (x.shape[0], *stops, c + 1), (1, *steps, 1))
+            terms.append(seen * w[(*tap, c)])
+    return windows.total(terms)
 
 
 def _way(x: jax.Array, w: jax.Array, geometry: Geometry, dtype: Any, images: int | None) -> Callable[..., Any] | None:

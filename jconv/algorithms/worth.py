@@ -67,6 +67,9 @@ SMALLEST_IMAGE = 64  # places
 SMALL_LINE = 256  # the same along one axis
 LONG_ROW = 96  # elements
 LARGEST_RESULT = 16 << 20  # bytes that an allocator keeps; those of a second buffer it gives back; see windows.MAPPED
+MOST_NUMBERS = (36, 2400), (64, 1700), (72, 640)  # of taps times channels, the most elements of their kernel
+FEWEST_PLACES = 4100  # below which lax takes a tenth of a millisecond or two
+MOST_CHANNELS, MOST_OUTPUTS = 8, 64
 SHUFFLED = 65  # channels whose multiply-adds take a nanosecond
 LANES = 32  # channels of a group up to which its convolution is some vectors,
 FEWER_LANES = 24  # and of an input gradient, whose kernel is turned by group, of one axis, and of FEW to many
@@ -143,6 +146,22 @@ def small_dilated(problem: Problem) -> bool:
     most, in_all = (SMALLEST_IMAGE, SMALL_IMAGE) if geometry.rank == 2 else (SMALL_LINE, SMALL_LINE)
     few = isinstance(batch, int) and places <= most and batch * places <= in_all
     return dilated and few and min(problem.channels, problem.out) >= MANY
+
+
+def few_channels(problem: Problem) -> bool:
+    """A convolution of so few taps, channels and outputs that a multiply-add of each is one loop, from the first cache.
+
+    First layers of networks above all. lax gathers their windows before it multiplies: 3 to 16 channels by 3x3 over 128
+    images of 32 x 32 took 3.5 times as long, 3 to 24 by steps of 2 nine times.
+    """
+    geometry, channels, out = problem.geometry, problem.channels, problem.out
+    if problem.product != "convolve" or geometry.groups > 1 or channels == 1 or out == 1 or not problem.real:
+        return False
+    terms = geometry.taps * channels
+    most = next((most for longest, most in MOST_NUMBERS if terms <= longest), 0)
+    places = problem.batch * math.prod(geometry.output) if isinstance(problem.batch, int) else math.inf
+    few = channels <= MOST_CHANNELS and out <= MOST_OUTPUTS and terms * out <= most
+    return few and geometry.taps > 1 and places >= FEWEST_PLACES
 
 
 def one_channel(problem: Problem) -> bool:

@@ -265,3 +265,61 @@ def test_the_input_is_read_where_it_is():
     compiled = jax.jit(form).lower(shape(4, 56, 56, 64), shape(3, 3, 1, 64), shape(64)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 1 << 12
     assert len(re.findall(r" fusion\(", compiled.as_text())) == 1
+
+
+FEW = [  # x, kernel, options; of 2 to 8 channels, without groups
+    ((2, 7, 6, 3), (3, 3, 3, 16), {"padding": 1}),
+    ((1, 9, 8, 4), (3, 5, 4, 6), {"padding": ((0, 1), (2, 1)), "strides": 2}),
+    ((3, 20, 8), (4, 8, 12), {"padding": ((6, 0),), "kernel_dilation": 2}),
+    ((1, 4, 5, 6, 2), (3, 2, 3, 2, 8), {"padding": 1, "strides": (1, 2, 1)}),
+    ((2, 5, 5, 5), (2, 2, 5, 3), {"padding": 0}),
+]
+
+
+@pytest.mark.parametrize(("shape", "kernel", "options"), FEW)
+def test_few_channels_are_the_same(shape, kernel, options):
+    rng = np.random.default_rng(0)
+    x, k = (rng.integers(-3, 4, dims).astype(np.float32) for dims in (shape, kernel))
+    y = jax.jit(functools.partial(jconv.conv, algorithm={"forward": "taps"}, **options))(x, k)
+    np.testing.assert_array_equal(y, reference.conv(x, k, **options))
+
+
+def test_few_channels_of_an_input_gradient():
+    """Whose kernel is turned."""
+    rng = np.random.default_rng(0)
+    g, k = (rng.integers(-3, 4, dims).astype(np.float32) for dims in ((2, 7, 6, 3), (3, 2, 16, 3)))
+    options = {"padding": ((1, 1), (1, 0))}
+    dx = jconv.conv_input_grad(g, k, (2, 7, 6, 16), algorithm={"input_grad": "taps"}, **options)
+    np.testing.assert_array_equal(dx, reference.conv_input_grad(g, k, (2, 7, 6, 16), **options))
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "strides", "wins"),
+    [
+        ((8, 224, 224, 3), (3, 3, 3, 32), 2, True),  # MobileNet's first layer, forward against lax 6.5
+        ((128, 32, 32, 3), (3, 3, 3, 16), 1, True),  # ResNet-20's, 3.5
+        ((1, 224, 224, 3), (3, 3, 3, 64), 1, True),  # VGG's, 2.2
+        ((8, 2000, 3), (3, 3, 32), 1, True),  # 3.1
+        ((8, 224, 224, 8), (3, 3, 8, 8), 1, True),  # 2.2
+        ((4, 224, 224, 3), (7, 7, 3, 64), 2, False),  # ResNet's: too many terms
+        ((8, 112, 112, 4), (4, 4, 4, 64), 1, False),  # too many numbers
+        ((8, 128, 128, 3), (3, 3, 3, 128), 1, False),  # too many outputs
+        ((32, 128, 128, 16), (2, 2, 16, 12), 1, False),  # too many channels
+        ((1, 28, 28, 3), (3, 3, 3, 16), 1, False),  # few places
+        ((8, 224, 224, 3), (1, 1, 3, 32), 1, False),  # a matrix product
+    ],
+)
+def test_where_few_channels_win(shape, kernel, strides, wins):
+    x, k = (jax.ShapeDtypeStruct(dims, "float32") for dims in (shape, kernel))
+    choice = jconv.explain(x, k, strides=strides, padding="SAME", platform="cpu")["forward"]
+    assert (choice.algorithm == "taps") == wins
+
+
+@pytest.mark.optimised
+def test_few_channels_are_one_loop():
+    """Beside the padding, and what makes the input is computed once."""
+    x, k = np.zeros((4, 64, 64, 3), np.float32), np.zeros((3, 3, 3, 16), np.float32)
+    form = lambda x, k, b: jconv.conv(jax.nn.gelu(x), k, b, padding=1)
+    text = jax.jit(form).lower(x, k, np.zeros(16, np.float32)).compile().as_text()
+    assert len(re.findall(r" tanh\(", text)) == 1
+    assert len(re.findall(r" fusion\(", text)) == 2
