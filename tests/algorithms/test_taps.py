@@ -254,7 +254,9 @@ def test_what_makes_the_input_is_computed_once(padding):
     x, k = np.zeros((4, 56, 56, 32), np.float32), np.zeros((3, 3, 1, 32), np.float32)
     form = lambda x, k: jconv.conv(jax.nn.gelu(x), k, padding=padding, feature_group_count=32)
     text = jax.jit(form).lower(x, k).compile().as_text()
-    assert len(re.findall(r" tanh\(", text)) == 1
+    made = [loop for loop in text.split("\n\n") if " tanh(" in loop]
+    assert len(made) == 1
+    assert not re.search(r" (gather|slice)\(", made[0])
 
 
 @pytest.mark.optimised
@@ -303,7 +305,7 @@ def test_few_channels_of_an_input_gradient():
         ((8, 224, 224, 8), (3, 3, 8, 8), 1, True),  # 2.2
         ((4, 224, 224, 3), (7, 7, 3, 64), 2, False),  # ResNet's: too many terms
         ((8, 112, 112, 4), (4, 4, 4, 64), 1, False),  # too many numbers
-        ((8, 128, 128, 3), (3, 3, 3, 128), 1, False),  # too many outputs
+        ((32, 2000, 8), (2, 8, 96), 1, False),  # too many outputs
         ((32, 128, 128, 16), (2, 2, 16, 12), 1, False),  # too many channels
         ((1, 28, 28, 3), (3, 3, 3, 16), 1, False),  # few places
         ((8, 224, 224, 3), (1, 1, 3, 32), 1, False),  # a matrix product
