@@ -161,7 +161,7 @@ def _block_by_block(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array
     """As _in_blocks, where a program does not hold all taps: one block in each turn of a loop."""
     split = _split(x), _split(w)
     part = dataclasses.replace(geometry, groups=split[0].shape[-1])
-    return _joined(lax.map(lambda block: _convolve(*block, part, x.dtype), split))
+    return _joined(lax.map(lambda block: _convolve(block[0], block[1], part, x.dtype), split))
 
 
 def _split(array: jax.Array) -> jax.Array:
