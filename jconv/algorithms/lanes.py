@@ -87,10 +87,7 @@ def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
     depth = out // groups
     x = windows.pad(x, geometry)
     if _written_out(geometry.taps, each, depth, out * x.dtype.itemsize):
-        x, w = x.reshape(*x.shape[:-1], groups, each), w.reshape(*w.shape[:-1], groups, depth)
-        taps = itertools.product(itertools.product(*map(range, geometry.window)), range(each))
-        terms = [_under(x, geometry, tap, c) * w[(*tap, c)] for tap, c in taps]
-        return windows.total(terms).reshape(x.shape[0], *geometry.output, out)
+        return written_out(x, w, geometry)
     *lead, last = geometry.axes
     at_once = _at_once(last.window, each, depth, out * x.dtype.itemsize)
     runs = -(-last.window // at_once)
@@ -116,6 +113,15 @@ def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
     zeros = jnp.zeros((x.shape[0], *geometry.output, groups, depth), x.dtype)
     y = lax.fori_loop(0, rows.shape[0] * runs, add, zeros)
     return y.reshape(x.shape[0], *geometry.output, out)
+
+
+def written_out(padded: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
+    """All taps and channels in one loop, of one group too: see taps.py."""
+    groups, each, out = geometry.groups, w.shape[-2], w.shape[-1]
+    x, w = padded.reshape(*padded.shape[:-1], groups, each), w.reshape(*w.shape[:-1], groups, out // groups)
+    taps = itertools.product(itertools.product(*map(range, geometry.window)), range(each))
+    terms = [_under(x, geometry, tap, c) * w[(*tap, c)] for tap, c in taps]
+    return windows.total(terms).reshape(x.shape[0], *geometry.output, out)
 
 
 def _written_out(taps: int, each: int, depth: int, bytes_each: int) -> bool:

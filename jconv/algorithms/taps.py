@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jconv.algorithms import views, windows
+from jconv.algorithms import lanes, views, windows
 from jconv.geometry import Axis, Geometry
 
 UNROLLED = 64  # multiply-adds written out in one program; beyond it the leading axes' taps run in a loop
@@ -32,11 +32,11 @@ FEW_BYTES = 8 << 20  # of some of them
 MASKED = 25  # taps up to which masks cost less than a padded copy,
 VIEWED = 32  # for so many channels
 VIEWED_BYTES = 1 << 18  # and so much of x
-IN_BLOCKS = 128  # channels from which more taps are computed for BLOCK of them at a time,
-BLOCK = 64
-LEAST_BLOCK = 16
-MANY = 1 << 15  # taps times channels, of taps that no program holds, from which it is worth it
-BLOCKS_BYTES = 16 << 20  # where the copies take no more than this
+IN_BLOCKS = 128  # channels from which more taps are computed for a block of them at a time,
+BLOCK = 64  # of so many at most,
+LEAST_BLOCK = 16  # or, where the channels have no such divisor, at least so many,
+BLOCKS_BYTES = 16 << 20  # if the copies take no more than this;
+MANY = 1 << 15  # and where no program holds the taps, from so many of them times channels on
 MOVED = 16  # taps up to which a part of the result is computed where it is written, on one core: moving it takes longer
 CHUNK_BYTES = 4 << 20  # of the padded images of one step of a kernel gradient
 SUM_BYTES = 1 << 20  # of the sums of a kernel gradient; a core's second-level cache
@@ -62,8 +62,9 @@ def _at_once(window: int, each: int) -> int:
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
     del precision  # elementwise products are exact to the dtype
-    if geometry.groups == 1 and x.shape[-1] > 1 and w.shape[-1] > 1:
-        return _of_few(x.astype(dtype), w.astype(dtype), geometry)
+    if geometry.groups == 1 and x.shape[-1] > 1:  # each tap and channel is one number times the vector of its outputs
+        padded = windows.in_memory(windows.pad(x.astype(dtype), geometry))
+        return lanes.written_out(padded, w.astype(dtype), geometry)
     images = _images(x, geometry, x.shape[-1], dtype, FEW_BYTES)
     way = _way(x, w, geometry, dtype, images)
     if way is not None:
@@ -74,18 +75,6 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     if geometry.taps > MOVED:
         return windows.by_images(lambda x: windows.apart(run, x, w), x, images)
     return windows.by_images(lambda x: run(x, w), x, images)
-
-
-def _of_few(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
-    """Each tap and channel is one number times the vector of its outputs: one loop, which reads a slice for each."""
-    x = windows.in_memory(windows.pad(x, geometry))
-    terms = []
-    for tap in itertools.product(*map(range, geometry.window)):
-        starts, stops, steps = windows.places_under(geometry, tap)
-        for c in range(x.shape[-1]):
-            seen = lax.slice(x, (0, *starts, c), (x.shape[0], *stops, c + 1), (1, *steps, 1))
-            terms.append(seen * w[(*tap, c)])
-    return windows.total(terms)
 
 
 def _way(x: jax.Array, w: jax.Array, geometry: Geometry, dtype: Any, images: int | None) -> Callable[..., Any] | None:

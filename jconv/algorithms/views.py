@@ -137,15 +137,16 @@ def gathered(x: Array, dim: int, places: Any) -> Array:
     return lax.gather(x, places[..., None], numbers, sizes, mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS)
 
 
-def _inside(start: int, count: int, stride: int, length: int) -> bool:
-    """Whether elements start, start + stride, .. are all in an axis of that length."""
-    return start >= 0 and start + (count - 1) * stride < length
+def _inside(start: int, count: int, stride: int, length: int) -> np.ndarray:
+    """Which of the elements start, start + stride, .. are in an axis of that length."""
+    element = start + np.arange(count) * stride
+    return (element >= 0) & (element < length)
 
 
 def _clipped(x: Array, dim: int, start: int, count: int, stride: int) -> Array:
     """Elements start, start + stride, .. of one axis; the first or the last stands for what lies outside."""
     length = x.shape[dim]
-    if _inside(start, count, stride, length):
+    if _inside(start, count, stride, length).all():
         return lax.slice_in_dim(x, start, start + (count - 1) * stride + 1, stride, axis=dim)
     return jnp.take(x, (start + np.arange(count) * stride).clip(0, length - 1), axis=dim, mode="clip")
 
@@ -160,8 +161,8 @@ def _padded(x: Array, dim: int, start: int, count: int, stride: int) -> Array:
 
 def _outside(start: int, count: int, stride: int, length: int) -> int:
     """At how many ends of an axis a view leaves the array; 3 where no element of it is inside."""
-    inside = [0 <= start + i * stride < length for i in (range(count))]
-    return (not inside[0]) + (not inside[-1]) if any(inside) else 3
+    inside = _inside(start, count, stride, length)
+    return int(not inside[0]) + int(not inside[-1]) if inside.any() else 3
 
 
 View = tuple[tuple[int, int, int], ...]  # for each axis: the first element, how many, how far apart
@@ -198,8 +199,7 @@ def under(geometry: Geometry) -> list[tuple[int, Any, Callable[[Array], Array]]]
     for number, anchor in _views(views, geometry.input):
         where: Any = True
         for i, (axis, (start, count, stride)) in enumerate(zip(axes, views[number], strict=True)):
-            element = start + np.arange(count) * stride
-            inside = (element >= 0) & (element < axis.input)
+            inside = _inside(start, count, stride, axis.input)
             if not inside.all():
                 where = where & jnp.asarray(along(inside, i + 1, geometry.rank + 2))
         show = functools.partial(_view, view=views[number], anchor=anchor)
@@ -209,14 +209,14 @@ def under(geometry: Geometry) -> list[tuple[int, Any, Callable[[Array], Array]]]
 
 def sees_all(axis: Axis) -> bool:
     """Whether some tap of an axis sees an element at every place: its view is a slice, and no other needs an anchor."""
-    return any(_inside(t * axis.dilation - axis.low, axis.output, axis.stride, axis.input) for t in range(axis.window))
+    seen = (_inside(t * axis.dilation - axis.low, axis.output, axis.stride, axis.input) for t in range(axis.window))
+    return any(inside.all() for inside in seen)
 
 
 def along_axis(x: Array, dim: int, axis: Axis, tap: int) -> tuple[Any, Array] | None:
     """(where one tap sees an element, what it sees of x along `dim`): where is True or an array; None if nowhere."""
     start = tap * axis.dilation - axis.low
-    element = start + np.arange(axis.output) * axis.stride
-    inside = (element >= 0) & (element < axis.input)
+    inside = _inside(start, axis.output, axis.stride, axis.input)
     if not inside.any():
         return None
     show = functools.partial(_clipped, dim=dim, start=start, count=axis.output, stride=axis.stride)

@@ -69,7 +69,8 @@ LONG_ROW = 96  # elements
 LARGEST_RESULT = 16 << 20  # bytes that an allocator keeps; those of a second buffer it gives back; see windows.MAPPED
 MOST_NUMBERS = (36, 2400), (64, 1700), (72, 640)  # of taps times channels, the most elements of their kernel
 FEWEST_PLACES = 4100  # below which lax takes a tenth of a millisecond or two
-MOST_CHANNELS, MOST_OUTPUTS = 8, 64
+MOST_CHANNELS = 8  # and
+MOST_OUTPUTS = 64  # above which lax gathers less for each multiplication
 SHUFFLED = 65  # channels whose multiply-adds take a nanosecond
 LANES = 32  # channels of a group up to which its convolution is some vectors,
 FEWER_LANES = 24  # and of an input gradient, whose kernel is turned by group, of one axis, and of FEW to many
@@ -155,13 +156,13 @@ def few_channels(problem: Problem) -> bool:
     images of 32 x 32 took 3.5 times as long, 3 to 24 by steps of 2 nine times.
     """
     geometry, channels, out = problem.geometry, problem.channels, problem.out
-    if problem.product != "convolve" or geometry.groups > 1 or channels == 1 or out == 1 or not problem.real:
+    if problem.product != "convolve" or not problem.real or not taps.applies_to_few(geometry, channels) or out == 1:
         return False
     terms = geometry.taps * channels
     most = next((most for longest, most in MOST_NUMBERS if terms <= longest), 0)
     places = problem.batch * math.prod(geometry.output) if isinstance(problem.batch, int) else math.inf
     few = channels <= MOST_CHANNELS and out <= MOST_OUTPUTS and terms * out <= most
-    return few and geometry.taps > 1 and places >= FEWEST_PLACES
+    return few and places >= FEWEST_PLACES
 
 
 def one_channel(problem: Problem) -> bool:
