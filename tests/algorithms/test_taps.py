@@ -318,10 +318,11 @@ def test_where_few_channels_win(shape, kernel, strides, wins):
 
 
 @pytest.mark.optimised
-def test_few_channels_are_one_loop():
+@pytest.mark.parametrize("padding", [0, 1])
+def test_few_channels_are_one_loop(padding):
     """Beside the padding, and what makes the input is computed once."""
     x, k = np.zeros((4, 64, 64, 3), np.float32), np.zeros((3, 3, 3, 16), np.float32)
-    form = lambda x, k, b: jconv.conv(jax.nn.gelu(x), k, b, padding=1)
+    form = lambda x, k, b: jconv.conv(jax.nn.gelu(x), k, b, padding=padding)
     text = jax.jit(form).lower(x, k, np.zeros(16, np.float32)).compile().as_text()
     made = [loop for loop in text.split("\n\n") if " tanh(" in loop]
     assert len(made) == 1
