@@ -43,6 +43,7 @@ LAYERS = {  # (x, kernel, options): what each algorithm computes, the first of t
     "patches": ((8, 5, 5, 6), (3, 3, 6, 5), SAME),
     "padded": ((8, 2, 2, 6), (3, 3, 6, 5), {"padding": 2}),
     "abreast": ((8, 5, 5, 6), (3, 3, 6, 5), SAME),
+    "edged": ((8, 5, 5, 6), (3, 3, 6, 5), {}),
     "lax": ((8, 5, 5, 6), (3, 3, 6, 5), SAME),
 }
 BY_DEFAULT = ((8, 5, 5, 6), (3, 3, 6, 5), SAME)

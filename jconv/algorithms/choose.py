@@ -17,6 +17,7 @@ from jax import lax
 from jconv.algorithms import (
     abreast,
     columns,
+    edged,
     exchange,
     grouped,
     interleaved,
@@ -74,7 +75,7 @@ def _compute(
     if 0 in (lhs.shape[0], lhs.shape[-1], rhs.size, *cropped.input, *cropped.output):  # an empty sum, or result
         algorithm = "lax"
     row = pick(problem, algorithm, platform)
-    if not (row.convolve is lax_conv.convolve and product == "convolve" and lax_conv.takes(geometry)):
+    if not (row.convolve in (lax_conv.convolve, edged.convolve) and product == "convolve" and lax_conv.takes(geometry)):
         lhs, geometry = windows.crop(lhs, geometry)
     return row.function(product)(lhs, rhs, geometry, precision, dtype)  # pyright: ignore[reportOptionalCall]
 
@@ -89,7 +90,13 @@ TABLE = (
     Row(
         "matmul",
         lambda p: matmul.applies(p.geometry) and undilated(p),
-        lambda p: not (p.real and (worth.few_taps_of_one(p) or worth.thin(p) or worth.rows_of_patches(p))),
+        lambda p: (
+            not p.real
+            or not any(
+                lax_or_lines(p)
+                for lax_or_lines in (worth.few_taps_of_one, worth.thin, worth.rows_of_patches, worth.few_patches)
+            )
+        ),
         "each input element meets one tap at most: one matrix product",
         convolve=matmul.convolve,
         kernel_grad=matmul.kernel_grad,
@@ -235,6 +242,14 @@ TABLE = (
         "a kernel, or g, of more places than the input: padded first, or lax goes element by element",
         convolve=functools.partial(padded.product, inner=_inner),
         kernel_grad=functools.partial(padded.product, inner=_inner_kernel_grad),
+    ),
+    Row(
+        "edged",
+        lambda p: edged.applies(p.geometry),
+        worth.edged_wins,
+        "a plane without padding: with a row of zeros before it, XLA copies no patches",
+        convolve=edged.convolve,
+        kernel_grad=edged.kernel_grad,
     ),
     Row(
         "lax",

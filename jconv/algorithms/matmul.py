@@ -116,8 +116,9 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
         flops = 2 * patches.size * out if small and isinstance(rows, int) else None
         product = lambda x, g: transposed_product(x, g, precision, dtype)
         dw = windows.in_parts(product, patches.reshape(rows, -1), g.reshape(rows, out), flops)
-        dw = dw.reshape(groups, geometry.taps * channels // groups, groups, out // groups)
-        dw = jnp.moveaxis(jnp.diagonal(dw, axis1=0, axis2=2), -1, 1)  # the groups' own blocks
+        if groups > 1:  # their own blocks
+            dw = dw.reshape(groups, geometry.taps * channels // groups, groups, out // groups)
+            dw = jnp.moveaxis(jnp.diagonal(dw, axis1=0, axis2=2), -1, 1)
     elif groups <= APART:
         product = lambda i: _narrow_first(patches[:, i], g[:, i], precision, dtype)
         dw = jnp.concatenate([product(i) for i in range(groups)], axis=-1)

@@ -61,10 +61,14 @@ def _each(taps: list[Tap], step: Callable[[Tap, jax.Array], jax.Array], result: 
     if len(taps) == 1:
         return step(taps[0], result)
     rank = len(taps[0][1])
-    table = jnp.array([(number, *starts, *firsts) for number, starts, firsts in taps])
+    columns = list(zip(*((number, *starts, *firsts) for number, starts, firsts in taps), strict=True))
+    differ = [column for column in columns if len(set(column)) > 1]
+    table = jnp.array(differ).T
 
     def one(index: Any, result: jax.Array) -> jax.Array:
-        number, *at = (table[index, column] for column in range(table.shape[1]))
+        row = windows.take_one(table, index)
+        cells = iter(lax.index_in_dim(row, i, keepdims=False) for i in range(len(differ)))
+        number, *at = (next(cells) if len(set(column)) > 1 else column[0] for column in columns)
         return step((number, at[:rank], at[rank:]), result)
 
     return lax.fori_loop(0, len(taps), one, result)

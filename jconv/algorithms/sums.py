@@ -24,7 +24,8 @@ Array = jax.Array
 Divisor = int | tuple[tuple[int, int], ...] | None  # see size
 TAPS = 27  # of a window, or windows over an element, that one loop adds up
 TAPS_ALONG = 32  # the same along one axis
-LONG_ROW = 256  # channels from which XLA's own reduction need not wait for one addition before the next
+LONG_ROW = 256  # channels from which XLA's own reduction need not wait for one addition before the next,
+FOLDED_BYTES = 16 << 20  # or of less, since it comes from the cores' caches
 TAPS_APART = 64  # taps, where windows share no element, so that each is read once all the same
 
 
@@ -72,7 +73,7 @@ def window_sum(x: Array, *, geometry: Geometry, dtype: Any, divisor: Divisor = N
         one = np.array(1)
         separate = not any(map(_shares, part.axes))
         if part.taps > TAPS and long_windows.covers(part):
-            if total.dtype == wide and total.shape[-1] >= LONG_ROW and total.shape[0] != 1:
+            if total.dtype == wide and total.shape[0] != 1 and _reduced_by_xla(total):
                 total = jnp.sum(total, tuple(range(1, total.ndim - 1)), keepdims=True)
             else:
                 total = long_windows.folded(lambda x, number: x.astype(wide), total, lax.add, 0, platform)
@@ -84,6 +85,11 @@ def window_sum(x: Array, *, geometry: Geometry, dtype: Any, divisor: Divisor = N
             total = long_windows.reduced(total.astype(wide), part, lax.add, 0, platform)
             total = _divided(total, by if last else one).astype(dtype if last else wide)
     return total
+
+
+def _reduced_by_xla(x: Array) -> bool:
+    """Whether XLA's reduction takes no longer than one of rows that are added to each other first: see folded."""
+    return x.shape[-1] >= LONG_ROW or not isinstance(x.shape[0], int) or x.size * x.dtype.itemsize < FOLDED_BYTES
 
 
 def _sum(x: Array, *, geometry: Geometry, wide: Any, by: np.ndarray) -> Array:

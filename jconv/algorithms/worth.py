@@ -13,6 +13,7 @@ from jconv.algorithms import (
     abreast,
     columns,
     cost,
+    edged,
     interleaved,
     joined,
     lanes,
@@ -57,12 +58,22 @@ LEVEL = 1.15  # times lax's cost, up to which the two are level, and columns' fo
 MOST_FOLDED = 11  # outputs of a plane; where they fill no vector, since the others run at twice the rate
 MOST_FOLDED_OF_MANY = 24  # and of so many channels for each
 FOLDED_TO_ONE = 10
+FOLDED_FROM_STEPS = 64  # channels from which, and so many for each output, a fold moves less than the phases' patches
+FOLDED_FROM_EACH = 2.6
 LEAST_OF_MANY = 5e7  # floating-point operations, since it compiles longer
 LEAST_FOLDED = 16  # taps * outputs along one axis, which are the rows of a product of columns
 SUMMED_FLOPS = 5000  # an element of the result, from which its passes are,
 ODD_FLOPS = 300  # and where the channels fill no vector
 SLICED_FLOPS_OF_ODD = 100  # a copied element of such channels
 MIDDLING = 32  # channels from which lines are rows long enough
+FEW_LINES_FLOPS = 2.5e7  # floating-point operations, below which their copies take longer than all that lax does,
+FEW_STEPPED_FLOPS = 5e7  # by steps; but for
+FEW_LINES_OUT = ((3, 32), (4, 16))  # channels, and so many outputs, which lax gathers one by one
+MANY_TAPS = 16
+MOST_BY_STEPS = 24  # outputs of a convolution whose phases would gather a patch for little each,
+FEWEST_BY_STEPS = 12  # from channels
+LEAST_SHUFFLED = 700  # places of all images from which one convolution for all phases outruns them, at no more to do,
+MOST_SHUFFLED = 128  # and outputs
 SMALLEST_IMAGE = 64  # places
 SMALL_LINE = 256  # the same along one axis
 LONG_ROW = 96  # elements
@@ -96,7 +107,7 @@ def folded_wins(problem: Problem) -> bool:
     ours = in_double(problem)
     if ours is not None:
         return ours == "columns"
-    if small_dilated(problem):
+    if small_dilated(problem) or folded_from_steps(problem):
         return True
     if geometry.rank == 1:
         return out <= FEW and geometry.taps > 1 and geometry.taps * out >= LEAST_FOLDED
@@ -149,6 +160,43 @@ def small_dilated(problem: Problem) -> bool:
     return dilated and few and min(problem.channels, problem.out) >= MANY
 
 
+def few_by_steps(problem: Problem) -> bool:
+    """The gradient of a plane's steps for few channels: phases gather nearly all of a window's elements again.
+
+    That is as many as there are taps and channels, for few outputs each.
+    """
+    geometry = problem.geometry
+    steps = geometry.rank == 2 and geometry.groups == 1 and all(axis.input_dilation > 1 for axis in geometry.axes)
+    return steps and problem.real and not double(problem) and 4 < problem.out <= MOST_BY_STEPS
+
+
+def folded_from_steps(problem: Problem) -> bool:
+    """Many channels for each output: a product of those alone, and a fold of the outputs, is least to move."""
+    geometry, out = problem.geometry, problem.out
+    many = problem.channels >= max(FOLDED_FROM_STEPS, FOLDED_FROM_EACH * out)
+    if not few_by_steps(problem) or not many or many_taps_by_steps(problem):
+        return False
+    return 4 * math.prod(geometry.input) * geometry.taps * out <= FOLDED_BYTES
+
+
+def many_taps_by_steps(problem: Problem) -> bool:
+    """Taps of which one convolution for all phases wastes few, or none, and which would be many outputs to fold."""
+    geometry = problem.geometry
+    return geometry.taps >= MANY_TAPS and (problem.out <= FEW or subpixel.waste(geometry) == 1)
+
+
+def shuffled_from_steps(problem: Problem) -> bool:
+    """All phases as one convolution: it gathers each element for a quarter of the taps, or has no more to compute."""
+    geometry, channels, out = problem.geometry, problem.channels, problem.out
+    if few_by_steps(problem) and channels < FOLDED_FROM_STEPS:
+        return channels >= FEWEST_BY_STEPS and (out % FEW > 0 or channels <= MOST_BY_STEPS)
+    if few_by_steps(problem) and many_taps_by_steps(problem):
+        return True
+    if geometry.rank != 2 or subpixel.waste(geometry) > 1 or not isinstance(problem.batch, int):
+        return False
+    return 4 < out <= MOST_SHUFFLED and problem.batch * math.prod(geometry.input) >= LEAST_SHUFFLED
+
+
 def few_channels(problem: Problem) -> bool:
     """A convolution of so few taps, channels and outputs that a multiply-add of each is one loop, from the first cache.
 
@@ -183,6 +231,8 @@ def sliced_wins(problem: Problem) -> bool:
         return True
     if first.window < 3 or (abreast.missing(channels) and may_stand_abreast(problem)):
         return False
+    if small_for_lines(problem):
+        return False
     rows, dense = first.window * channels, first.stride == last.stride == 1
     if channels >= 2 and rows <= slices.SIDE_BY_SIDE:  # the taps' rows become channels, one copy of x
         copied = geometry.output[0] * geometry.input[1] * rows
@@ -207,6 +257,19 @@ def sliced_wins(problem: Problem) -> bool:
     one_core = max(out, last.output) < 1.6 * cost.BLOCK
     enough = per_result >= (2 * SUMMED_FLOPS if may_stand_abreast(problem) else SUMMED_FLOPS)
     return one_core and enough
+
+
+def small_for_lines(problem: Problem) -> bool:
+    """So little to compute that what lines copy and write down takes longer than all of lax's: a batch of 1 above all.
+
+    3x3 over 2 x 14 x 14 x 4 to 64 took twice as long in lines. lax fills a vector with the outputs; of a few channels
+    and outputs it gathers single elements.
+    """
+    geometry, channels, out = problem.geometry, problem.channels, problem.out
+    if not isinstance(problem.batch, int) or any(channels <= c and out <= most for c, most in FEW_LINES_OUT):
+        return False
+    steps = any(axis.stride > 1 for axis in geometry.axes)
+    return cost.flops(problem.batch, geometry, channels, out) < (FEW_STEPPED_FLOPS if steps else FEW_LINES_FLOPS)
 
 
 def abreast_wins(problem: Problem) -> bool:
@@ -268,12 +331,22 @@ def thin(problem: Problem) -> bool:
     return problem.product == "convolve" and dense and few
 
 
+def few_patches(problem: Problem) -> bool:
+    """Patches of a plane, so few that a copy which puts each one's rows side by side takes as long as lax's product."""
+    geometry = problem.geometry
+    plain = geometry.rank == 2 and geometry.groups == 1 and undilated(problem) and problem.dtype == jnp.float32
+    small = plain and geometry.taps > 1 < math.prod(geometry.output) and small_for_lines(problem)
+    return problem.product == "convolve" and problem.channels >= FEW and small
+
+
 def rows_of_patches(problem: Problem) -> bool:
     """Patches whose rows are long enough to be multiplied where they stand: a product a row, and no copy."""
     geometry = problem.geometry
     if geometry.rank != 2 or geometry.groups > 1 or not (matmul.applies(geometry) and slices.applies(geometry)):
         return False
     first, last = geometry.axes
+    if problem.product == "convolve" and small_for_lines(problem):
+        return False
     least = 2 if problem.product == "convolve" else 3
     return first.output > 1 and first.window >= least and last.window * problem.channels >= LONG_ROW
 
@@ -319,11 +392,15 @@ def subpixel_wins(problem: Problem) -> bool:
         return problem.inexact and geometry.axes[0].input_dilation > 1 and not folded and not phases_win(problem)
     if not problem.real or double(problem) or small_dilated(problem):
         return False
+    if folded_from_steps(problem):
+        return False
     rate = lambda outputs: min(1.0, math.sqrt(outputs / cost.BLOCK))
     seconds = problem.channels / SHUFFLED
     ours = subpixel.waste(geometry) * seconds / rate(subpixel.phases(geometry) * out) + 0.3
     if folded_wins(problem):
         return ours < LEVEL * (1 + seconds) and not odd_phases(problem)  # which folding adds up in shorter sums
+    if shuffled_from_steps(problem):
+        return True
     enough = odd_phases(problem) or phases_win(problem)
     return enough and 1.2 * ours < seconds / rate(out) + 0.3
 
@@ -360,6 +437,13 @@ def padded_wins(problem: Problem) -> bool:
     long = problem.product == "kernel_grad" and geometry.rank == 1 and geometry.taps >= LEAST_PADDED
     padding = long and isinstance(images, int) and images <= FEW_LINES and 16 * geometry.taps >= geometry.output[0]
     return (problem.real and padding) or element_by_element(problem)
+
+
+def edged_wins(problem: Problem) -> bool:
+    """Where XLA's library would write down all patches of images that have no padding."""
+    pays = edged.pays if problem.product == "convolve" else edged.pays_kernel_grad
+    sizes = problem.batch, problem.channels, problem.out
+    return problem.dtype == jnp.float32 and pays(problem.geometry, *sizes)
 
 
 def few_of_volume(problem: Problem) -> bool:

@@ -45,14 +45,18 @@ MOST_WASTED_OF_FEW = 1.15  # and in planes of fewer than NARROW channels
 MOST_BESIDE = 16  # taps of a strided window copied beside few channels, where the outputs are many
 MOST_SHARED = 48  # channels in or out up to which the taps of a kernel gradient are shared out,
 SHARED_COPIES = 0.9  # times the elements that patches of x or g would copy
+MOST_HALVES_TAPS = 16  # of a strided window whose channels fill no whole blocks,
+FEWEST_HALVES = 48  # from so many
 LARGE_PATCHES = 8 << 20  # bytes of all patches, which are beyond a core's caches,
 LARGEST_READ_AGAIN = 8 << 20  # and of g, which are in those that cores share
 LARGE_FORMS = 8 << 20  # of a kernel gradient, beside which the copies of dilated images leave the caches,
 FEW_PLACES = 3  # for each channel, that do not make up for it
 SMALL_SUM = 8e7  # floating-point operations of a kernel gradient that lax has on its way before others are copied,
-CACHED_BYTES = 1 << 20  # of a g that lax may read again and again
+SMALL_STEPPED_SUM = 1.5e7  # and of one that lax gathers step by step,
 SMALLEST_SUM = 5e6  # and of one that is no more than the calls it takes,
 FEWEST_CALLS = 1.5e5  # and of one where each call counts, since XLA hands a program of many to another thread
+CACHED_BYTES = 1 << 20  # of a g that lax may read again and again,
+MOST_GATHERED = 4.7e6  # for so many elements of x and taps that it gathers on one core
 
 
 def plane_kernel_grad(problem: Problem) -> str | None:
@@ -78,6 +82,8 @@ def plane_kernel_grad(problem: Problem) -> str | None:
         return small
     if on_the_other_core(problem):
         return "lax"
+    if half_blocks_by_steps(problem):
+        return "shifts"
     if shared_out(problem):
         return "two_sided"
     if exchange.applies(geometry) and out < min(NARROW, channels):
@@ -171,6 +177,18 @@ def some_channels_by_steps(problem: Problem) -> bool:
     return steps and some and problem.dtype == jnp.float32
 
 
+def half_blocks_by_steps(problem: Problem) -> bool:
+    """Strided windows of 48 channels or more that are no multiple of 64, or of 16 taps: lines take 1.2 to 1.8 times as
+    long as a product a tap, since a convolution that makes a kernel's gradient divides 96 channels badly."""
+    geometry, channels, out = problem.geometry, problem.channels, problem.out
+    steps = geometry.rank == 2 and all(axis.stride > 1 for axis in geometry.axes) and geometry.taps <= MOST_HALVES_TAPS
+    if not steps or problem.dtype != jnp.float32 or not isinstance(problem.batch, int):
+        return False
+    some = min(channels, out) >= NARROW and channels >= FEWEST_HALVES and max(channels, out) <= 2 * MANY
+    halves = channels % cost.BLOCK or out % cost.BLOCK or (geometry.taps == MOST_HALVES_TAPS and channels >= MANY)
+    return some and bool(halves) and cost.flops(problem.batch, geometry, channels, out) > SMALL_STEPPED_SUM
+
+
 def shared_out_of_each(problem: Problem) -> bool:
     """The same of one example of many: where fewer copies make up for turning its kernel's gradient round."""
     geometry, channels, out = problem.geometry, problem.channels, problem.out
@@ -228,12 +246,13 @@ def small_kernel_grad(problem: Problem) -> str | None:
         return "slices"
     if few_of_one_image(problem):
         return "lax"
-    few = problem.channels <= FEWEST_GATHERED or out < lanes.VECTOR  # the second: x and g change places
+    few = problem.channels <= FEWEST_GATHERED or out < FEW  # of which lax fills no block
+    steps = any(axis.stride > 1 for axis in geometry.axes) and operations > SMALL_STEPPED_SUM
     # Lines of one image take less beside the other products than lax, which takes less alone.
     beside = geometry.taps >= LEAST_LINES and batch == 1 and not shared_out(problem)
     if in_cache(problem) and not beside:
         return "lax"
-    if operations > SMALL_SUM or many or few:
+    if operations > SMALL_SUM or many or few or steps:
         return None
     if batch >= 16 or (out >= NARROW and (batch >= 4 or operations <= SMALL_SUM / 2) and not beside):
         return "lax"
@@ -252,7 +271,8 @@ def in_cache(problem: Problem) -> bool:
     dense = all(axis.stride == axis.dilation == 1 for axis in geometry.axes)
     few = min(channels, out) <= NARROW or max(channels, out) <= 2 * NARROW
     blocks = out % NARROW == 0 and out <= MANY and channels > FEWEST_GATHERED
-    return dense and few and blocks and g_bytes(problem) <= CACHED_BYTES
+    gathered = problem.batch * math.prod(geometry.output) * geometry.taps * channels
+    return dense and few and blocks and g_bytes(problem) <= CACHED_BYTES and gathered <= MOST_GATHERED
 
 
 def few_of_one_image(problem: Problem) -> bool:

@@ -55,7 +55,9 @@ def test_where_it_is_chosen():
     assert chosen((1, 416, 416, 21), (64, 64, 21, 21), 32) == "subpixel"  # 1,024 phases
     assert chosen((64, 84, 84, 4), (8, 8, 4, 16), 4) == "subpixel"
     assert chosen((64, 20, 20, 16), (4, 4, 16, 32), 2) == "subpixel"
-    assert chosen((16, 32, 32, 64), (4, 4, 64, 128), 2, 1) == "phases"  # enough outputs each
+    assert chosen((16, 32, 32, 64), (4, 4, 64, 128), 2, 1) == "subpixel"  # as many products as are needed
+    assert chosen((2, 32, 32, 64), (4, 4, 64, 128), 2, 1) == "phases"  # of so few places that one call less is nothing
+    assert chosen((16, 32, 32, 64), (3, 3, 64, 128), 2, 1) == "phases"  # enough outputs each
     assert chosen((128, 32, 32, 16), (3, 3, 16, 32), 2, 1) == "phases"  # 16 products where 9 are needed
     assert chosen((4, 224, 224, 3), (7, 7, 3, 64), 2, 3) == "columns"  # 12 outputs are few too
     assert chosen((2, 16000, 1), (10, 1, 512), 5) != "subpixel"

@@ -1,0 +1,53 @@
+"""A plane convolution without padding, as one with a row of zeros before its first: XLA:CPU then copies no patches.
+
+    y = y'[1:]      y' the convolution from one place earlier on, whose first row sees zeros
+XLA:CPU's library convolves a padded plane where it stands. Of one without any padding it first writes down all patches
+of all images: 8 x 112 x 112 x 24 under 3x3 to 32 maps 80 MB anew in each call, 64 to 85 ms, and with one row of zeros
+more it is 14 to 16. A kernel gradient likewise, from one tap earlier on. Cost: that of lax's convolution, and one row
+of places, or of taps.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from jconv.algorithms import lax_conv
+from jconv.geometry import Geometry
+
+PATCHES_BYTES = 11 << 19  # of all patches, from which an allocator maps them anew or they leave the caches
+FEWEST_GATHERED = 8  # channels from which, and so many channels or outputs beyond which, the library makes patches
+FEW = 16
+
+
+def applies(geometry: Geometry) -> bool:
+    plain = all(axis.input_dilation == 1 and not axis.pads for axis in geometry.axes)
+    return plain and geometry.rank == 2 and geometry.groups == 1 and geometry.taps > 1 and 0 not in geometry.output
+
+
+def pays(geometry: Geometry, batch: Any, channels: int, out: int) -> bool:
+    """Whether a convolution's patches are so many that to write them down is most of its time."""
+    if not applies(geometry) or not isinstance(batch, int):
+        return False
+    patched = channels >= FEWEST_GATHERED and max(channels, out) > FEW
+    return patched and 4 * batch * math.prod(geometry.output) * geometry.taps * channels >= PATCHES_BYTES
+
+
+def pays_kernel_grad(geometry: Geometry, batch: Any, channels: int, out: int) -> bool:
+    """The same of a kernel gradient, of which the images are the channels and the taps the places."""
+    return pays(geometry.for_kernel_grad(), channels, batch, out) if isinstance(batch, int) else False
+
+
+def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
+    first, last = geometry.axes
+    earlier = dataclasses.replace(first, low=first.low + first.stride, output=first.output + 1)
+    return lax_conv.convolve(x, w, dataclasses.replace(geometry, axes=(earlier, last)), precision, dtype)[:, 1:]
+
+
+def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, dtype: Any) -> jax.Array:
+    dim = max(range(geometry.rank), key=lambda i: geometry.axes[i].window)  # along which one more is the least
+    axes = list(geometry.axes)
+    axes[dim] = dataclasses.replace(axes[dim], low=axes[dim].low + axes[dim].dilation, window=axes[dim].window + 1)
+    dw = lax_conv.kernel_grad(x, g, dataclasses.replace(geometry, axes=tuple(axes)), precision, dtype)
+    return jax.lax.slice_in_dim(dw, 1, None, axis=dim)
