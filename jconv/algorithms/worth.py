@@ -94,10 +94,13 @@ SHORT_ROW = 8  # places of its result, too
 LARGE_KERNEL = 1.2e5  # elements, whose outputs lax divides between the cores
 MOST_FILLED_UP = 1.15  # places of interleaved images, for each of the result's, up to which few channels gain,
 MOST_FILLED_UP_OF_ODD = 1.3  # and where they fill no vector
+LEAST_INTERLEAVED = 4096  # places of all images of some channels, from which it gains
+LEAST_INTERLEAVED_OUT = 40  # and outputs
 MOST_INTERLEAVED = 1024  # channels in or out from which Winograd's forms of dilated images leave the caches
 LEAST_PADDED = 16  # taps along a line,
 FEW_LINES = 4  # of a batch, since of more lax has long rows in spite of the padding
 LEAST_ABREAST = 250  # floating-point operations an element of x and y, from which images are worth to be copied abreast
+LEAST_ABREAST_FLOPS = 5e7  # of all images, below which two copies take what the second core saves
 LEAST_ABREAST_OF_ODD = 120  # and where channels are filled up to a vector
 
 
@@ -167,34 +170,43 @@ def few_by_steps(problem: Problem) -> bool:
     """
     geometry = problem.geometry
     steps = geometry.rank == 2 and geometry.groups == 1 and all(axis.input_dilation > 1 for axis in geometry.axes)
-    return steps and problem.real and not double(problem) and 4 < problem.out <= MOST_BY_STEPS
+    return steps and problem.real and not double(problem) and problem.out <= MOST_BY_STEPS
 
 
 def folded_from_steps(problem: Problem) -> bool:
-    """Many channels for each output: a product of those alone, and a fold of the outputs, is least to move."""
-    geometry, out = problem.geometry, problem.out
-    many = problem.channels >= max(FOLDED_FROM_STEPS, FOLDED_FROM_EACH * out)
-    if not few_by_steps(problem) or not many or many_taps_by_steps(problem):
+    """Many channels for each output: a product of those alone, and a fold of the outputs, is least to move.
+
+    Of up to 4 outputs, as a generator's last layer has, wherever windows overlap.
+    """
+    geometry, channels, out = problem.geometry, problem.channels, problem.out
+    if not few_by_steps(problem) or many_taps_by_steps(problem):
         return False
-    return 4 * math.prod(geometry.input) * geometry.taps * out <= FOLDED_BYTES
+    if 4 * math.prod(geometry.input) * geometry.taps * out > FOLDED_BYTES:
+        return False
+    if out <= FEWEST_GATHERED:
+        return channels >= MIDDLING and all(axis.window > axis.input_dilation for axis in geometry.axes)
+    return channels >= max(FOLDED_FROM_STEPS, FOLDED_FROM_EACH * out)
 
 
 def many_taps_by_steps(problem: Problem) -> bool:
     """Taps of which one convolution for all phases wastes few, or none, and which would be many outputs to fold."""
     geometry = problem.geometry
-    return geometry.taps >= MANY_TAPS and (problem.out <= FEW or subpixel.waste(geometry) == 1)
+    few = problem.out <= FEW or subpixel.waste(geometry) == 1
+    return geometry.taps >= MANY_TAPS and few and problem.out > FEWEST_GATHERED
 
 
 def shuffled_from_steps(problem: Problem) -> bool:
     """All phases as one convolution: it gathers each element for a quarter of the taps, or has no more to compute."""
     geometry, channels, out = problem.geometry, problem.channels, problem.out
+    if out <= FEWEST_GATHERED:
+        return False
     if few_by_steps(problem) and channels < FOLDED_FROM_STEPS:
         return channels >= FEWEST_BY_STEPS and (out % FEW > 0 or channels <= MOST_BY_STEPS)
     if few_by_steps(problem) and many_taps_by_steps(problem):
         return True
     if geometry.rank != 2 or subpixel.waste(geometry) > 1 or not isinstance(problem.batch, int):
         return False
-    return 4 < out <= MOST_SHUFFLED and problem.batch * math.prod(geometry.input) >= LEAST_SHUFFLED
+    return out <= MOST_SHUFFLED and problem.batch * math.prod(geometry.input) >= LEAST_SHUFFLED
 
 
 def few_channels(problem: Problem) -> bool:
@@ -280,9 +292,9 @@ def abreast_wins(problem: Problem) -> bool:
     geometry, channels, out = problem.geometry, problem.channels, problem.out
     if not may_stand_abreast(problem) or fills_no_vector(problem):
         return may_stand_abreast(problem)
-    if on_both_cores(problem):
-        return False
     sizes = (problem.batch, geometry, channels, out)
+    if on_both_cores(problem) or cost.flops(*sizes) < LEAST_ABREAST_FLOPS:
+        return False
     if abreast.bands(*sizes) > 1:
         return problem.batch > 1 or all(axis.stride == 1 for axis in geometry.axes)
     count, flops = abreast.abreast(*sizes), cost.flops(1, geometry, channels, out) / geometry.output[0]
@@ -392,7 +404,7 @@ def subpixel_wins(problem: Problem) -> bool:
         return problem.inexact and geometry.axes[0].input_dilation > 1 and not folded and not phases_win(problem)
     if not problem.real or double(problem) or small_dilated(problem):
         return False
-    if folded_from_steps(problem):
+    if folded_from_steps(problem) and out > FEWEST_GATHERED:
         return False
     rate = lambda outputs: min(1.0, math.sqrt(outputs / cost.BLOCK))
     seconds = problem.channels / SHUFFLED
@@ -477,6 +489,9 @@ def interleaved_wins(problem: Problem) -> bool:
     if problem.product == "kernel_grad" and large_forms_of_few(problem):
         return False
     inner = dataclasses.replace(problem, batch=batch * interleaved.images(geometry), geometry=dense)
+    if narrowest < cost.BLOCK and problem.product == "convolve":
+        few = batch * math.prod(geometry.output) < LEAST_INTERLEAVED or problem.out < LEAST_INTERLEAVED_OUT
+        return not few and not fills_no_vector(problem) and interleaved.waste(geometry) <= MOST_FILLED_UP
     if narrowest < cost.BLOCK or max(problem.channels, problem.out) >= MOST_INTERLEAVED or not winograd_wins(inner):
         return False
     other = shifts_seconds(problem) if tap_by_tap(problem) else lax_seconds(problem)
