@@ -12,6 +12,8 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 from jconv.algorithms import lax_conv
 from jconv.geometry import Geometry
@@ -49,5 +51,12 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     dim = max(range(geometry.rank), key=lambda i: geometry.axes[i].window)  # along which one more is the least
     axes = list(geometry.axes)
     axes[dim] = dataclasses.replace(axes[dim], low=axes[dim].low + axes[dim].dilation, window=axes[dim].window + 1)
-    dw = lax_conv.kernel_grad(x, g, dataclasses.replace(geometry, axes=tuple(axes)), precision, dtype)
-    return jax.lax.slice_in_dim(dw, 1, None, axis=dim)
+
+    def own(_: Any, dw: jax.Array) -> jax.Array:
+        del dw
+        more = lax_conv.kernel_grad(x, g, dataclasses.replace(geometry, axes=tuple(axes)), precision, dtype)
+        return lax.slice_in_dim(more, 1, None, axis=dim)
+
+    # A loop of one step, which XLA unrolls: what loops over the batch is split over devices by _sharding, and the
+    # devices do not add up the tap that is dropped.
+    return lax.fori_loop(0, 1, own, jnp.zeros((*geometry.window, x.shape[-1], g.shape[-1]), dtype))
