@@ -91,11 +91,8 @@ TABLE = (
         "matmul",
         lambda p: matmul.applies(p.geometry) and undilated(p),
         lambda p: (
-            not p.real
-            or not any(
-                lax_or_lines(p)
-                for lax_or_lines in (worth.few_taps_of_one, worth.thin, worth.rows_of_patches, worth.few_patches)
-            )
+            not (p.real and (worth.few_taps_of_one(p) or worth.thin(p)))
+            and not (p.real and (worth.rows_of_patches(p) or worth.few_patches(p)))
         ),
         "each input element meets one tap at most: one matrix product",
         convolve=matmul.convolve,

@@ -19,8 +19,8 @@ from jconv.algorithms import lax_conv
 from jconv.geometry import Geometry
 
 PATCHES_BYTES = 11 << 19  # of all patches, from which an allocator maps them anew or they leave the caches
-FEWEST_GATHERED = 8  # channels from which, and so many channels or outputs beyond which, the library makes patches
-FEW = 16
+LEAST_PATCHED = 8  # channels from which the library makes patches,
+MOST_IN_PLACE = 16  # where there are more channels or outputs than this
 
 
 def applies(geometry: Geometry) -> bool:
@@ -32,7 +32,7 @@ def pays(geometry: Geometry, batch: Any, channels: int, out: int) -> bool:
     """Whether a convolution's patches are so many that to write them down is most of its time."""
     if not applies(geometry) or not isinstance(batch, int):
         return False
-    patched = channels >= FEWEST_GATHERED and max(channels, out) > FEW
+    patched = channels >= LEAST_PATCHED and max(channels, out) > MOST_IN_PLACE
     return patched and 4 * batch * math.prod(geometry.output) * geometry.taps * channels >= PATCHES_BYTES
 
 
