@@ -200,6 +200,7 @@ def test_text():
             ("slices", "lax", "slices"),
         ),
         ((2, 14, 14, 4), (3, 3, 4, 64), {"padding": 1}, ("lax", "patches", "lax")),
+        ((1, 16, 16, 3), (5, 5, 3, 64), {"padding": 2}, ("lax", "lax", "lax")),
         ((4, 16, 16, 64), (3, 3, 64, 96), {"strides": 2, "padding": 1}, ("lax", "shifts", "phases")),
         ((4, 56, 56, 8), (3, 3, 8, 96), {"strides": 2}, ("lax", "two_sided", "columns")),
         ((64, 28, 28, 24), (3, 3, 24, 128), {"strides": 2, "padding": 1}, ("lax", "shifts", "columns")),

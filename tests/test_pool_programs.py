@@ -49,6 +49,14 @@ def compiled(pool, shape, window, strides, padding):
     return jax.jit(step).lower(x, g).compile()
 
 
+@pytest.mark.parametrize(("shape", "rows"), [((8, 28, 28, 32), 0), ((64, 112, 112, 32), 16), ((64, 112, 112, 256), 0)])
+def test_a_large_sum_over_all_places_adds_rows_first(shape, rows):
+    """What the caches hold, and long rows, XLA's own reduction adds up as fast."""
+    pool = jax.jit(lambda x: jconv.avg_pool(x, shape[1:3]))
+    text = pool.lower(jax.ShapeDtypeStruct(shape, jnp.float32)).as_text()
+    assert text.count("stablehlo.slice") == rows
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="how XLA:CPU fuses")
 @pytest.mark.parametrize("pool", [jconv.max_pool, jconv.avg_pool], ids=["max", "avg"])
 @pytest.mark.parametrize(
