@@ -37,6 +37,7 @@ from jconv.algorithms import (
     windows,
     winograd,
     worth,
+    worth_input_grad,
 )
 from jconv.algorithms.problem import Problem, tap_by_tap, undilated, winograd_wins
 from jconv.algorithms.worth_kernel_grad import blocks_win, few_along, plane_kernel_grad, shared_out, shared_out_of_each
@@ -138,14 +139,14 @@ TABLE = (
     Row(
         "subpixel",
         lambda p: p.product == "convolve" and subpixel.applies(p.geometry),
-        worth.subpixel_wins,
+        worth_input_grad.subpixel_wins,
         "a dilated input and few outputs: all output phases as channels of one convolution",
         convolve=functools.partial(subpixel.convolve, inner=_inner),
     ),
     Row(
         "columns",
         lambda p: p.product == "convolve" and columns.applies(p.geometry),
-        lambda p: p.real and worth.folded_wins(p),
+        lambda p: p.real and worth_input_grad.folded_wins(p),
         "few output channels: one matrix product for all taps, then a fold",
         convolve=columns.convolve,
     ),
@@ -174,7 +175,7 @@ TABLE = (
     Row(
         "phases",
         lambda p: p.product == "convolve" and phases.applies(p.geometry),
-        worth.phases_win,
+        worth_input_grad.phases_win,
         "a dilated input: one convolution an output phase, none over inserted zeros",
         convolve=functools.partial(phases.convolve, inner=_inner),
     ),
@@ -189,7 +190,9 @@ TABLE = (
     Row(
         "grouped",
         lambda p: grouped.applies(p.geometry),
-        lambda p: p.inexact and (undilated(p) or worth.group_by_group(p)) and not worth.wide_groups_of_lines(p),
+        lambda p: (
+            p.inexact and (undilated(p) or worth_input_grad.group_by_group(p)) and not worth.wide_groups_of_lines(p)
+        ),
         "groups of some channels: one dense convolution a group, from cache",
         convolve=functools.partial(grouped.convolve, inner=_inner),
         kernel_grad=functools.partial(grouped.kernel_grad, inner=_inner_kernel_grad),

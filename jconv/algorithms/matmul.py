@@ -24,6 +24,8 @@ JOINED = 56  # unless the zeros of one with a block-diagonal matrix cost so few 
 JOINED_SUM = 28  # of a kernel gradient, whose blocks are written once,
 JOINED_FLOPS = 4e6  # or it is done before several are called
 TRANSPOSED = 64  # channels from which the narrower operand is transposed before a product over the rows of both
+READ_FOR_WRITTEN = 8  # elements of both operands for each that a part's sum has, from which adding them up is cheap
+MOST_TRANSPOSED = 16 << 20  # bytes that an allocator keeps: more are mapped anew in each call
 SMALL = 1 << 14  # elements of x below which it is not worth a pass
 
 
@@ -114,8 +116,7 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
         rows = patches.shape[0]
         small = 4 * geometry.taps * channels * out <= windows.SMALL_SUM  # else adding parts up costs more than it saves
         flops = 2 * patches.size * out if small and isinstance(rows, int) else None
-        product = lambda x, g: transposed_product(x, g, precision, dtype)
-        dw = windows.in_parts(product, patches.reshape(rows, -1), g.reshape(rows, out), flops)
+        dw = _summed_in_parts(patches.reshape(rows, -1), g.reshape(rows, out), flops, precision, dtype)
         if groups > 1:  # their own blocks
             dw = dw.reshape(groups, geometry.taps * channels // groups, groups, out // groups)
             dw = jnp.moveaxis(jnp.diagonal(dw, axis1=0, axis2=2), -1, 1)
@@ -125,6 +126,36 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     else:
         dw = jnp.einsum("ngc,ngo->cgo", patches, g, precision=precision, preferred_element_type=dtype)
     return dw.reshape(*geometry.window, channels // groups, out)
+
+
+def _summed_in_parts(x: jax.Array, g: jax.Array, flops: Any, precision: Any, dtype: Any) -> jax.Array:
+    """x^T g as a sum over parts of the rows, since each sum is then the shorter: one batched product, read in place.
+
+    A loop over the parts would copy each on one core, half the time of the whole on some machines. It remains where
+    what is to be transposed first is large: it is then done in the caches.
+    """
+    rows, (channels, out) = x.shape[0], (x.shape[1], g.shape[1])
+    most = rows * (channels + out) // (READ_FOR_WRITTEN * channels * out) if isinstance(flops, int) else 1
+    parts = windows.parts_of(rows, flops, most=most)
+    if parts == 1:
+        return transposed_product(x, g, precision, dtype)
+    narrow, wide = (g, x) if out < channels else (x, g)
+    transposed = narrow.shape[1] >= TRANSPOSED
+    if transposed and narrow.size * narrow.dtype.itemsize > MOST_TRANSPOSED:
+        return windows.in_parts(lambda x, g: transposed_product(x, g, precision, dtype), x, g, flops)
+
+    def run(_: Any, total: jax.Array) -> jax.Array:
+        del total
+        first, second = (array.reshape(parts, rows // parts, array.shape[1]) for array in (narrow, wide))
+        if transposed:
+            first = lax.optimization_barrier(first.swapaxes(1, 2))
+        summed = (2 if transposed else 1,), (1,)
+        each = lax.dot_general(first, second, (summed, ((0,), (0,))), precision, preferred_element_type=dtype)
+        dw = lax.optimization_barrier(each).sum(0)
+        return dw if narrow is x else dw.T
+
+    # A loop of one step, which XLA unrolls: _sharding then gives each device the parts of its own rows.
+    return lax.fori_loop(0, 1, run, jnp.zeros((channels, out), dtype))
 
 
 def transposed_product(x: jax.Array, g: jax.Array, precision: Any, dtype: Any) -> jax.Array:

@@ -234,14 +234,19 @@ def summed_at_once(x: jax.Array, g: jax.Array, sum_bytes: int, most_bytes: int) 
     return min(most_bytes, max(SMALL_SUM, (x.size + g.size) * x.dtype.itemsize))
 
 
+def parts_of(rows: Any, flops: Any, least: float | None = None, most: int = MOST_PARTS) -> int:
+    """How many parts alike a sum over so many rows, of so many flops, is added up from."""
+    if not isinstance(flops, int):  # symbolic, in an export
+        return 1
+    most = min(MOST_PARTS, most, int(flops / (PART_FLOPS if least is None else least)))
+    return max((n for n in range(1, most + 1) if rows % n == 0), default=1)
+
+
 def in_parts(
     run: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, g: jax.Array, flops: Any, rank: int = 1
 ) -> jax.Array:
     """run(x, g), of so many flops and axes, as a sum over parts of the batch: from cache, and it loses less."""
-    if not isinstance(flops, int):  # symbolic, in an export
-        return run(x, g)
-    most = min(MOST_PARTS, int(flops / (PART_FLOPS_OF_VOLUME if rank > 2 else PART_FLOPS)))
-    parts = max((n for n in range(1, most + 1) if x.shape[0] % n == 0), default=1)
+    parts = parts_of(x.shape[0], flops, PART_FLOPS_OF_VOLUME if rank > 2 else None)
     if parts == 1:
         return run(x, g)
     split = lambda array: array.reshape(parts, -1, *array.shape[1:])

@@ -6,7 +6,7 @@ import pytest
 
 import jconv
 from jconv import reference
-from jconv.algorithms import columns, worth
+from jconv.algorithms import columns, worth_input_grad
 from jconv.algorithms.choose import Problem
 from jconv.geometry import Axis, Geometry
 
@@ -70,7 +70,10 @@ def test_a_large_volume_comes_in_bands(length):
 def test_the_cost_decides(channels, out, window, wins):
     """Outputs that fill no vector, or of many channels, are folded; large windows of middling channels are not."""
     axis = Axis(128, window, 128, low=window // 2)
-    assert worth.folded_wins(Problem("convolve", 1, channels, out, Geometry((axis, axis)), np.dtype("float32"))) == wins
+    assert (
+        worth_input_grad.folded_wins(Problem("convolve", 1, channels, out, Geometry((axis, axis)), np.dtype("float32")))
+        == wins
+    )
 
 
 def test_long_folds_are_several_sums(monkeypatch):

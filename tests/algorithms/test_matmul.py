@@ -11,18 +11,28 @@ from jconv import reference
 from jconv.algorithms import windows
 
 
-@pytest.mark.parametrize(("out", "parts"), [(3, 14), (300, None)])  # of 84 places; a sum of 480 KB is not added to
-def test_in_parts(monkeypatch, out, parts):
+@pytest.mark.parametrize(
+    ("channels", "out", "parts"),
+    [
+        (5, 3, 4),  # of 84 places: more sums of 15 elements would be half of what is read for them
+        (3, 5, 4),
+        (400, 300, 1),  # a sum of 480 KB is not added to
+        (64, 80, 1),  # nor one of 20 KB for 84 places
+    ],
+)
+def test_in_parts(monkeypatch, channels, out, parts):
+    """The parts of the places are a batched product, the narrower operand first."""
     rng = np.random.default_rng(0)
-    shapes = (3, 4, 7, 400 if parts is None else 5), (3, 4, 7, out)
-    x, g = (rng.integers(-3, 4, shape).astype(np.float32) for shape in shapes)
-    shape = (1, 1, x.shape[-1], out)
+    x, g = (rng.integers(-3, 4, (3, 4, 7, n)).astype(np.float32) for n in (channels, out))
+    shape = (1, 1, channels, out)
     form = jax.jit(lambda x, g: jconv.conv_kernel_grad(x, g, shape, algorithm={"kernel_grad": "matmul"}))
     monkeypatch.setattr(windows, "PART_FLOPS", 1.0)
     jax.clear_caches()
-    text = form.lower(x, g).as_text()
-    assert ("while" in text) == (parts is not None)
-    assert parts is None or f"tensor<{parts}x{84 // parts}x" in text
+    (product,) = re.findall(r"stablehlo.dot_general.*", form.lower(x, g).as_text())
+    each = f"tensor<{parts}x{84 // parts}x{{}}xf32>"
+    expected = [each.format(n) for n in sorted((channels, out))] if parts > 1 else []
+    assert ("batching_dims" in product) == (parts > 1)
+    assert re.findall(r"tensor<[^>]*>", product)[:2] == expected or parts == 1
     np.testing.assert_array_equal(form(x, g), reference.conv_kernel_grad(x, g, shape))  # whole numbers: exact
     jax.clear_caches()
 
