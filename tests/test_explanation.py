@@ -160,12 +160,13 @@ def test_text():
         ((2, 14, 14, 48), (5, 5, 48, 128), {"padding": 2}, ("lax", "slices", "lax")),  # a large kernel: on both cores
         ((1, 28, 28, 32), (5, 5, 32, 64), {"padding": 2}, ("lax", "slices", "lax")),  # beside the others, of one image
         ((4, 28, 28, 16), (5, 5, 16, 32), {"padding": 2}, ("lax", "lax", "lax")),
-        ((16, 56, 56, 128), (3, 3, 128, 32), {"padding": 1}, ("winograd", "winograd", "abreast")),  # DenseNet's
-        ((4, 14, 14, 128), (3, 3, 128, 32), {"padding": 1}, ("winograd", "lax", "lax")),
+        ((16, 56, 56, 128), (3, 3, 128, 32), {"padding": 1}, ("abreast", "winograd", "abreast")),  # DenseNet's
+        ((4, 14, 14, 128), (3, 3, 128, 32), {"padding": 1}, ("lax", "lax", "lax")),
+        ((4, 56, 56, 128), (3, 3, 128, 48), {"padding": 1}, ("winograd", "winograd", "abreast")),
         ((8, 56, 56, 64), (5, 5, 64, 32), {"padding": 2}, ("abreast", "exchange", "abreast")),
         ((2, 7, 7, 1024), (3, 3, 32, 1024), {"padding": 1, "feature_group_count": 32}, ("lanes", "lanes", "grouped")),
         ((8, 17, 17, 128), (1, 7, 128, 128), {"padding": ((0, 0), (3, 3))}, ("slices", "slices", "slices")),
-        ((8, 28, 28, 128), (3, 3, 128, 32), {"padding": 1}, ("winograd", "winograd", "abreast")),
+        ((8, 28, 28, 128), (3, 3, 128, 32), {"padding": 1}, ("abreast", "winograd", "abreast")),
         ((1, 8, 14, 14, 112), (3, 3, 3, 1, 112), {"padding": 1, "feature_group_count": 112}, ("taps",) * 3),
         ((1, 2, 7, 7, 512), (3, 3, 3, 512, 512), {"padding": 1}, ("shifts",) * 3),
         ((8, 32, 32, 32, 1), (5, 5, 5, 1, 32), {"strides": 2}, ("patches", "slices", "columns")),
@@ -207,7 +208,13 @@ def test_text():
         ((32, 32, 32, 24), (3, 3, 24, 32), {"strides": 2, "padding": 1}, ("lax", "shifts", "subpixel")),
         ((16, 16, 16, 64), (4, 4, 64, 64), {"strides": 4}, ("lax", "slices", "spread")),
         ((4, 64, 64, 96), (3, 3, 96, 128), {"strides": 2, "padding": 1}, ("slices", "shifts", "phases")),
-        ((16, 16, 16, 192), (3, 3, 192, 32), {"padding": 1}, ("winograd", "winograd", "abreast")),
+        ((16, 16, 16, 192), (3, 3, 192, 32), {"padding": 1}, ("abreast", "winograd", "abreast")),
+        ((64, 35, 35, 4), (5, 5, 4, 16), {"padding": 2}, ("lax", "two_sided", "columns")),  # four channels are a vector
+        ((16, 64, 64, 6), (4, 4, 6, 24), {"padding": 1}, ("lax", "two_sided", "columns")),
+        ((8, 10, 10, 128), (3, 3, 128, 256), {"strides": 2, "padding": 1}, ("lax", "slices", "columns")),
+        ((8, 56, 56, 32), (2, 2, 32, 32), {"strides": 2}, ("matmul", "matmul", "spread")),
+        ((4, 256, 256, 1), (7, 7, 1, 8), {"padding": 3}, ("taps", "slices", "columns")),
+        ((64, 28, 28, 1), (7, 7, 1, 32), {"padding": 3}, ("lax", "slices", "columns")),
         ((8, 112, 112, 24), (3, 3, 24, 32), {}, ("edged", "two_sided", "abreast")),
         ((4, 64, 64, 48), (3, 3, 48, 48), {"padding": 4, "kernel_dilation": 4}, ("interleaved", "lax", "interleaved")),
     ],

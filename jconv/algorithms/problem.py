@@ -23,6 +23,7 @@ NARROW = 32  # channels in or out below which a kernel gradient has short rows
 SMALL_IMAGE = 1 << 10  # places of an image, or of all, of which a few taps' products are from cache
 MANY = 128  # channels
 FEWEST = 32  # channels in or out below which Winograd's sums cost more than the multiplications that they save,
+FEWEST_OUT = 48  # outputs of a convolution, whose products with fewer columns are slower than images abreast,
 FEWEST_IN_ALL = 128  # and of both together, but for a kernel gradient
 LARGEST_FORMS = 32 << 20  # bytes of a kernel in Winograd's form, for its gradient
 LEAST_SECONDS = 5e-4  # of a lax convolution from which a program that takes half a second longer to compile is worth it
@@ -103,7 +104,8 @@ def winograd_wins(problem: Problem) -> bool:
     forms = 64 * problem.channels * problem.out  # bytes: too many to keep beside those of the input gradient
     fits = problem.product == "convolve" or forms <= LARGEST_FORMS
     fits &= min(problem.channels, problem.out) >= FEWEST
-    fits &= problem.product != "convolve" or problem.channels + problem.out >= FEWEST_IN_ALL
+    if problem.product == "convolve":
+        fits &= problem.out >= FEWEST_OUT and problem.channels + problem.out >= FEWEST_IN_ALL
     room = 1.15 if problem.product == "convolve" else 1.0
     least = max(LEAST_SECONDS, room * winograd_seconds(problem))
     return problem.dtype == jnp.float32 and fits and least < lax_seconds(problem)

@@ -43,19 +43,21 @@ from jconv.algorithms.problem import (
 )
 from jconv.algorithms.worth_kernel_grad import large_forms_of_few, plane_kernel_grad
 
-SLICED_FLOPS = 200  # a copied element of x, from which the copy is worth it,
-SLICED_FLOPS_OF_FEW = 48  # and with stride 1 where lax gathers at most FEWEST_GATHERED channels one by one,
+SLICED_FLOPS = 240  # a copied element of x, from which the copy is worth it,
+SLICED_FLOPS_OF_FEW = 48  # and with stride 1 where lax gathers fewer channels than a vector's one by one,
 STEPPED_FLOPS_OF_FEW = 130  # or with a larger one
 SUMMED_FLOPS = 5000  # an element of the result, from which its passes are,
 ODD_FLOPS = 300  # and where the channels fill no vector
 SLICED_FLOPS_OF_ODD = 100  # a copied element of such channels
 MIDDLING = 32  # channels from which lines are rows long enough
 FEW_LINES_FLOPS = 2.5e7  # floating-point operations, below which their copies take longer than all that lax does,
-FEW_STEPPED_FLOPS = 5e7  # by steps; but for
+FEW_STEPPED_FLOPS = 1.2e8  # by steps,
+FEW_PATCHES_FLOPS = 5e7  # and by steps as long as the window; but for
 FEW_LINES_OUT = ((3, 32), (4, 16))  # channels, and so many outputs, which lax gathers one by one
 LONG_ROW = 96  # elements
 LARGEST_RESULT = 16 << 20  # bytes that an allocator keeps; those of a second buffer it gives back; see windows.MAPPED
 MOST_NUMBERS = (36, 2400), (64, 1700), (72, 640)  # of taps times channels, the most elements of their kernel
+FEW_OF_ONE = 16  # outputs up to which one channel's taps may be twice as many
 FEWEST_PLACES = 4100  # below which lax takes a tenth of a millisecond or two
 MOST_CHANNELS = 8  # and
 MOST_OUTPUTS = 64  # above which lax gathers less for each multiplication
@@ -96,7 +98,9 @@ def few_channels(problem: Problem) -> bool:
 
 
 def one_channel(problem: Problem) -> bool:
-    return problem.product == "convolve" and problem.channels == 1 and problem.geometry.taps <= MOST_OF_ONE
+    """One multiply-add a tap; lax gathers 49 taps of one channel for 8 outputs six times as long."""
+    most = 2 * MOST_OF_ONE if problem.out <= FEW_OF_ONE else MOST_OF_ONE
+    return problem.product == "convolve" and problem.channels == 1 and problem.geometry.taps <= most
 
 
 def sliced_wins(problem: Problem) -> bool:
@@ -118,7 +122,7 @@ def sliced_wins(problem: Problem) -> bool:
     rows, dense = first.window * channels, first.stride == last.stride == 1
     if channels >= 2 and rows <= slices.SIDE_BY_SIDE:  # the taps' rows become channels, one copy of x
         copied = geometry.output[0] * geometry.input[1] * rows
-        few = channels <= FEWEST_GATHERED
+        few = channels < abreast.VECTOR
         least = (SLICED_FLOPS_OF_FEW if dense else STEPPED_FLOPS_OF_FEW) if few else SLICED_FLOPS
         least = SLICED_FLOPS_OF_ODD if channels % 4 and channels > FEW else least
         images = problem.batch if isinstance(problem.batch, int) else 1
@@ -151,7 +155,8 @@ def small_for_lines(problem: Problem) -> bool:
     if not isinstance(problem.batch, int) or any(channels <= c and out <= most for c, most in FEW_LINES_OUT):
         return False
     steps = any(axis.stride > 1 for axis in geometry.axes)
-    return cost.flops(problem.batch, geometry, channels, out) < (FEW_STEPPED_FLOPS if steps else FEW_LINES_FLOPS)
+    few = FEW_PATCHES_FLOPS if matmul.applies(geometry) else FEW_STEPPED_FLOPS
+    return cost.flops(problem.batch, geometry, channels, out) < (few if steps else FEW_LINES_FLOPS)
 
 
 def abreast_wins(problem: Problem) -> bool:

@@ -8,31 +8,41 @@ import pytest
 
 import jconv
 from jconv import reference
-from jconv.algorithms import windows
+from jconv.algorithms import matmul, windows
 
 
 @pytest.mark.parametrize(
-    ("channels", "out", "parts"),
+    ("channels", "out", "rows", "most_transposed", "sums"),
     [
-        (5, 3, 4),  # of 84 places: more sums of 15 elements would be half of what is read for them
-        (3, 5, 4),
-        (400, 300, 1),  # a sum of 480 KB is not added to
-        (64, 80, 1),  # nor one of 20 KB for 84 places
+        (5, 3, 3, None, "batched"),
+        (3, 5, 3, None, "batched"),
+        (80, 64, 60, None, "batched transposed"),  # 64 channels are turned round first,
+        (64, 80, 60, 1000, "loop"),  # in a loop where they are many bytes
+        (64, 80, 3, None, "one"),  # 20 KB, of which several would be half of what 84 places have
+        (400, 300, 20, None, "one"),  # 480 KB
     ],
 )
-def test_in_parts(monkeypatch, channels, out, parts):
-    """The parts of the places are a batched product, the narrower operand first."""
+def test_in_parts(monkeypatch, channels, out, rows, most_transposed, sums):
+    """A small sum is one of several, each of some of the places: a batched product, the narrower operand first."""
     rng = np.random.default_rng(0)
-    x, g = (rng.integers(-3, 4, (3, 4, 7, n)).astype(np.float32) for n in (channels, out))
+    x, g = (rng.integers(-3, 4, (rows, 4, 7, n)).astype(np.float32) for n in (channels, out))
     shape = (1, 1, channels, out)
     form = jax.jit(lambda x, g: jconv.conv_kernel_grad(x, g, shape, algorithm={"kernel_grad": "matmul"}))
     monkeypatch.setattr(windows, "PART_FLOPS", 1.0)
+    if most_transposed is not None:
+        monkeypatch.setattr(matmul, "MOST_TRANSPOSED", most_transposed)
     jax.clear_caches()
-    (product,) = re.findall(r"stablehlo.dot_general.*", form.lower(x, g).as_text())
-    each = f"tensor<{parts}x{84 // parts}x{{}}xf32>"
-    expected = [each.format(n) for n in sorted((channels, out))] if parts > 1 else []
-    assert ("batching_dims" in product) == (parts > 1)
-    assert re.findall(r"tensor<[^>]*>", product)[:2] == expected or parts == 1
+    text = form.lower(x, g).as_text()
+    (product,) = re.findall(r"stablehlo.dot_general.*", text)
+    first, second = ([int(n) for n in shape.split("x")] for shape in re.findall(r"tensor<([0-9x]*)xf32>", product)[:2])
+    if "batched" in sums:
+        parts, places = first[0], 28 * rows // first[0]
+        narrow, wide = sorted((channels, out))
+        assert parts > 1
+        assert first == ([parts, narrow, places] if "transposed" in sums else [parts, places, narrow])
+        assert second == [parts, places, wide]
+    assert ("batching_dims" in product) == ("batched" in sums)
+    assert ("while" in text and "batching_dims" not in product) == (sums == "loop")
     np.testing.assert_array_equal(form(x, g), reference.conv_kernel_grad(x, g, shape))  # whole numbers: exact
     jax.clear_caches()
 
