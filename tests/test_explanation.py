@@ -210,7 +210,7 @@ def test_text():
         ((4, 64, 64, 96), (3, 3, 96, 128), {"strides": 2, "padding": 1}, ("slices", "shifts", "phases")),
         ((16, 16, 16, 192), (3, 3, 192, 32), {"padding": 1}, ("abreast", "winograd", "abreast")),
         ((64, 35, 35, 4), (5, 5, 4, 16), {"padding": 2}, ("lax", "two_sided", "columns")),  # four channels are a vector
-        ((16, 64, 64, 6), (4, 4, 6, 24), {"padding": 1}, ("lax", "two_sided", "columns")),
+        ((128, 14, 14, 6), (7, 7, 6, 16), {"padding": 3}, ("lax", "two_sided", "lax")),
         ((8, 10, 10, 128), (3, 3, 128, 256), {"strides": 2, "padding": 1}, ("lax", "slices", "columns")),
         ((8, 56, 56, 32), (2, 2, 32, 32), {"strides": 2}, ("matmul", "matmul", "spread")),
         ((4, 256, 256, 1), (7, 7, 1, 8), {"padding": 3}, ("taps", "slices", "columns")),
