@@ -12,10 +12,9 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
-from jconv.algorithms import lax_conv
+from jconv.algorithms import lax_conv, windows
 from jconv.geometry import Geometry
 
 PATCHES_BYTES = 11 << 19  # of all patches, from which an allocator maps them anew or they leave the caches
@@ -52,11 +51,9 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, precision: Any, 
     axes = list(geometry.axes)
     axes[dim] = dataclasses.replace(axes[dim], low=axes[dim].low + axes[dim].dilation, window=axes[dim].window + 1)
 
-    def own(_: Any, dw: jax.Array) -> jax.Array:
-        del dw
+    def own() -> jax.Array:
         more = lax_conv.kernel_grad(x, g, dataclasses.replace(geometry, axes=tuple(axes)), precision, dtype)
         return lax.slice_in_dim(more, 1, None, axis=dim)
 
-    # A loop of one step, which XLA unrolls: what loops over the batch is split over devices by _sharding, and the
-    # devices do not add up the tap that is dropped.
-    return lax.fori_loop(0, 1, own, jnp.zeros((*geometry.window, x.shape[-1], g.shape[-1]), dtype))
+    # so that devices do not add up the tap that is dropped
+    return windows.divided(own, (*geometry.window, x.shape[-1], g.shape[-1]), dtype)

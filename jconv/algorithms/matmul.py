@@ -25,7 +25,7 @@ JOINED_SUM = 28  # of a kernel gradient, whose blocks are written once,
 JOINED_FLOPS = 4e6  # or it is done before several are called
 TRANSPOSED = 64  # channels from which the narrower operand is transposed before a product over the rows of both
 READ_FOR_WRITTEN = 8  # elements of both operands for each that a part's sum has, from which adding them up is cheap
-MOST_TRANSPOSED = 16 << 20  # bytes that an allocator keeps: more are mapped anew in each call
+MOST_TRANSPOSED = windows.MAPPED // 2  # bytes; more may be mapped anew in each call
 SMALL = 1 << 14  # elements of x below which it is not worth a pass
 
 
@@ -144,8 +144,7 @@ def _summed_in_parts(x: jax.Array, g: jax.Array, flops: Any, precision: Any, dty
     if transposed and narrow.size * narrow.dtype.itemsize > MOST_TRANSPOSED:
         return windows.in_parts(lambda x, g: transposed_product(x, g, precision, dtype), x, g, flops)
 
-    def run(_: Any, total: jax.Array) -> jax.Array:
-        del total
+    def run() -> jax.Array:
         first, second = (array.reshape(parts, rows // parts, array.shape[1]) for array in (narrow, wide))
         if transposed:
             first = lax.optimization_barrier(first.swapaxes(1, 2))
@@ -154,8 +153,7 @@ def _summed_in_parts(x: jax.Array, g: jax.Array, flops: Any, precision: Any, dty
         dw = lax.optimization_barrier(each).sum(0)
         return dw if narrow is x else dw.T
 
-    # A loop of one step, which XLA unrolls: _sharding then gives each device the parts of its own rows.
-    return lax.fori_loop(0, 1, run, jnp.zeros((channels, out), dtype))
+    return windows.divided(run, (channels, out), dtype)  # the parts need not be of one device each
 
 
 def transposed_product(x: jax.Array, g: jax.Array, precision: Any, dtype: Any) -> jax.Array:

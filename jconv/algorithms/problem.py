@@ -23,8 +23,8 @@ NARROW = 32  # channels in or out below which a kernel gradient has short rows
 SMALL_IMAGE = 1 << 10  # places of an image, or of all, of which a few taps' products are from cache
 MANY = 128  # channels
 FEWEST = 32  # channels in or out below which Winograd's sums cost more than the multiplications that they save,
-FEWEST_OUT = 48  # outputs of a convolution, whose products with fewer columns are slower than images abreast,
-FEWEST_IN_ALL = 128  # and of both together, but for a kernel gradient
+FEWEST_IN_ALL = 128  # and of both together, but for a kernel gradient;
+FEWEST_OUT = 48  # nor are there fewer outputs of a convolution, since images abreast outrun products of fewer columns
 LARGEST_FORMS = 32 << 20  # bytes of a kernel in Winograd's form, for its gradient
 LEAST_SECONDS = 5e-4  # of a lax convolution from which a program that takes half a second longer to compile is worth it
 

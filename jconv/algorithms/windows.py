@@ -255,6 +255,14 @@ def in_parts(
     return lax.scan(add, jnp.zeros(shape.shape, shape.dtype), (split(x), split(g)))[0]
 
 
+def divided(run: Callable[[], jax.Array], shape: Sequence[int], dtype: Any) -> jax.Array:
+    """run(), of that shape and dtype, as a loop of one step, which XLA unrolls.
+
+    What loops over the batch is split over devices by _sharding: each computes it for the images that it holds.
+    """
+    return lax.fori_loop(0, 1, lambda _, zeros: run(), jnp.zeros(shape, dtype))
+
+
 def apart(function: Callable[..., Any], *arrays: Any) -> Any:
     """function(*arrays) as a call that XLA does not inline: its operands and results are arrays in memory.
 

@@ -155,8 +155,8 @@ def small_for_lines(problem: Problem) -> bool:
     if not isinstance(problem.batch, int) or any(channels <= c and out <= most for c, most in FEW_LINES_OUT):
         return False
     steps = any(axis.stride > 1 for axis in geometry.axes)
-    few = FEW_PATCHES_FLOPS if matmul.applies(geometry) else FEW_STEPPED_FLOPS
-    return cost.flops(problem.batch, geometry, channels, out) < (few if steps else FEW_LINES_FLOPS)
+    by_steps = FEW_PATCHES_FLOPS if matmul.applies(geometry) else FEW_STEPPED_FLOPS
+    return cost.flops(problem.batch, geometry, channels, out) < (by_steps if steps else FEW_LINES_FLOPS)
 
 
 def abreast_wins(problem: Problem) -> bool:
