@@ -126,6 +126,7 @@ def _in_place(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
                 parts.append(views.masked(where, along(seen, (*tap, t)), 0))
         return windows.total(parts)
 
+    x, w = windows.together(x, w)
     return along(windows.in_memory(x), ())
 
 

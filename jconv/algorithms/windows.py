@@ -278,3 +278,12 @@ def in_memory(x: jax.Array) -> jax.Array:
     A call that XLA does not inline, whose result is its operand. Nothing is moved: the shapes differ in an axis of 1.
     """
     return apart(lambda x: lax.expand_dims(x, (0,)), x)[0]
+
+
+def together(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x and w, for XLA not there one without the other: nothing is moved out of a loop in which either changes.
+
+    XLA would move each view of an x that a loop does not change in front of it, as an array of its own, where inside
+    they are read from x in one loop with what is computed from them.
+    """
+    return lax.optimization_barrier((x, w))

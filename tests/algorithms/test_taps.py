@@ -328,3 +328,24 @@ def test_few_channels_are_one_loop(padding):
     assert len(made) == 1
     assert " slice(" not in made[0]
     assert len(re.findall(r" fusion\(", text)) == 2
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize("options", [{}, {"strides": 2}, {"kernel_dilation": 2}])
+def test_a_loop_moves_no_view_in_front_of_it(options):
+    """g is the same in all steps: XLA would write down once what each tap sees of it, up to 8 arrays of its size."""
+    conv = functools.partial(jconv.conv, padding="SAME", feature_group_count=48, **options)
+    x, kernel = jax.ShapeDtypeStruct((1, 64, 64, 48), np.float32), jax.ShapeDtypeStruct((3, 3, 1, 48), np.float32)
+    g = jax.eval_shape(conv, x, kernel)
+
+    def loop(x, kernel, g):
+        def step(carry, _):
+            y, backward = jax.vjp(conv, x, carry[1])
+            dx, dkernel = backward(g)
+            return (carry[0] + dx, carry[1] - dkernel * y.sum()), None
+
+        return jax.lax.scan(step, (x, kernel), length=4)[0]
+
+    program = jax.jit(loop).lower(x, kernel, g).compile().as_text()
+    assert "gather" in program
+    assert "gather" not in program[program.index("ENTRY") :]
