@@ -219,3 +219,27 @@ def test_automatic_derives_a_pool_that_leaves_elements_over(size, options):
     value, gradient = jax.jit(jax.value_and_grad(jconv.automatic(loss)))(x)
     assert value == want[0]
     np.testing.assert_array_equal(gradient, want[1])
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "padding", "made"),
+    [
+        ((1, 1, 2, 2, 8), (3, 3, 3, 8, 8), 1, "convolve"),  # 9 of 27 taps see anything: not 4 times x
+        ((8, 1, 1, 8), (3, 3, 8, 8), 1, "convolve"),
+        ((2, 3, 3, 4), (9, 9, 4, 6), 8, "convolve, operands exchanged"),  # all 81
+        ((2, 2, 2, 4), (5, 5, 4, 6), 2, "convolve"),
+    ],
+)
+def test_operands_are_exchanged_where_many_taps_meet_a_small_input(x, kernel, padding, made):
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.normal(size=shape), "float32") for shape in (x, kernel))
+    space = "DHW"[-(x.ndim - 2) :]
+    fun = lambda x, kernel: lax.conv_general_dilated(
+        x,
+        kernel,
+        [1] * len(space),
+        [(padding, padding)] * len(space),
+        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
+    )
+    assert [note.became for note in jconv.report(fun, x, kernel).replaced] == [made]
+    near(jconv.accelerate(fun)(x, kernel), fun(x, kernel), 1e-5)

@@ -28,7 +28,7 @@ from jconv.products import How
 from jconv.rewriting.walk import Done, Left
 
 Array = jax.Array
-SMALLER = 4  # how many times smaller than rhs the space of lhs must be for "turned"
+SMALLER = 4  # how many times smaller than what it meets of rhs the space of lhs must be for "turned"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +90,9 @@ def _read(primitive: Any, lhs: Any, rhs: Any, params: tuple[tuple[str, Any], ...
         # The roles of p and t are for_kernel_grad's, and it is its own inverse.
         geometry = Geometry(tuple(axis.for_kernel_grad() for axis in axes), batches)
         return reading("kernel_grad", geometry, examples=features)
-    if input * SMALLER <= window:
-        return reading("turned", Geometry(tuple(map(_turned, axes)), features), examples=1)
+    turned = tuple(map(_turned, axes))
+    if input * SMALLER <= math.prod(axis.crop()[2].input for axis in turned):
+        return reading("turned", Geometry(turned, features), examples=1)
     return reading("convolve", Geometry(tuple(axes), features), examples=1)
 
 
