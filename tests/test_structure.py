@@ -299,7 +299,40 @@ def test_what_stays_in_its_layout_is_not_set_apart():
     shapes = (2, 16, 16, 32), (3, 3, 32, 32)
     layer = jax.jit(jax.grad(loss(lambda x, kernel: jconv.conv(x, kernel, padding=1))))
     text = layer.lower(*(jax.ShapeDtypeStruct(shape, "float32") for shape in shapes)).as_text()
-    assert "inlineable" not in text
+    convolved = set(re.findall(r"(%\w+) = stablehlo.convolution", text))
+    apart = re.findall(r'call @[^(]*\((%\w+)\).*inlineable = "false"', text)
+    assert convolved
+    assert len(apart) == 1  # the operand of its gradient
+    assert not convolved & set(apart)
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize(
+    ("shape", "kernel", "options"),
+    [
+        ((2, 28, 28, 48), (3, 3, 48, 32), {"strides": 2}),  # a product a tap
+        ((4, 32, 32, 16), (3, 3, 16, 16), {}),  # a few images at a time
+        ((2, 256, 32), (2, 32, 32), {"kernel_dilation": 4}),
+    ],
+)
+def test_what_gives_an_operand_is_computed_once(shape, kernel, options):
+    """And not by each of the products, or by each of the slices that one takes of it."""
+
+    def squares(x, kernel):
+        return (jconv.conv(jax.nn.relu(x), kernel, padding="SAME", **options) ** 2).sum()
+
+    operands = (jax.ShapeDtypeStruct(dims, "float32") for dims in (shape, kernel))
+    text = jax.jit(jax.grad(squares, (0, 1))).lower(*operands).compile().as_text()
+    assert len(re.findall(r" maximum\(", text)) == 1
+
+
+@pytest.mark.parametrize(("size", "strides", "apart"), [(1, 1, True), (1, 2, False), (3, 1, False)])
+def test_a_forward_product_that_reads_x_as_it_is_shares_it(size, strides, apart):
+    """What pads or skips some of x may be computed with what gives x."""
+    shapes = (2, 16, 16, 32), (size, size, 32, 32)
+    layer = jax.jit(lambda x, kernel: jconv.conv(x, kernel, strides=strides, padding="SAME"))
+    text = layer.lower(*(jax.ShapeDtypeStruct(shape, "float32") for shape in shapes)).as_text()
+    assert ("inlineable" in text) == apart
 
 
 @pytest.mark.parametrize("row", choose.TABLE, ids=lambda row: row.name)

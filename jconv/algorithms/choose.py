@@ -340,6 +340,21 @@ def _each(run: Callable[..., jax.Array], lhs: jax.Array, rhs: jax.Array, example
     return lax.map(lambda pair: run(*pair), (lhs, rhs)) if examples else run(lhs, rhs)
 
 
+def _computed_once(array: jax.Array, examples: bool, platform: str) -> jax.Array:
+    """An operand as an array in memory: XLA:CPU would compute what gives it again in each place that reads it.
+
+    A normalisation and relu in front of a layer, say, once for each tap, or part of the batch, that a gradient takes of
+    them. Of forward products those alone that read x as it is: in front of others a padding, say, may be computed with
+    what gives x, which is one pass over memory less where nothing else reads it.
+    """
+    if platform != "cpu":
+        return array
+    if not examples:
+        return windows.in_memory(array)
+    whole = array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])  # as it mostly was before vmap split it
+    return windows.in_memory(whole).reshape(array.shape)
+
+
 def convolve(
     x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dtype: Any, algorithm: tuple[str, str, str],
     examples: bool, platform: str, which: int = 0,
@@ -347,6 +362,8 @@ def convolve(
     """The forward product; `which` says whose name in `algorithm` rules (an input gradient is a convolution too)."""
     if examples and platform != "cpu":
         return _as_groups(x, w, geometry, precision, dtype, platform)
+    if which == 0 and geometry.taps == 1 and geometry.input == geometry.output:
+        x = _computed_once(x, examples, platform)
     run = functools.partial(
         _run,
         "convolve",
@@ -366,6 +383,7 @@ def input_grad(
     """The full convolution of g, dilated by the stride and zero-padded, with the kernel turned by 180 degrees."""
     turn = functools.partial(windows.turned, groups=geometry.groups)
     w = jax.vmap(turn)(w) if examples else turn(w)
+    g = _computed_once(g, examples, platform)
     return convolve(g, w, geometry.for_input_grad(), precision, dtype, algorithm, examples, platform, which=2)
 
 
@@ -379,6 +397,7 @@ def kernel_grad(
         wide = dataclasses.replace(geometry, groups=size * groups)
         dw = _run("kernel_grad", _merge(x), _merge(g), wide, precision, dtype, "lax", platform)
         return jnp.moveaxis(dw.reshape(*dw.shape[:-1], size, dw.shape[-1] // size), -2, 0)
+    x, g = (_computed_once(array, examples, platform) for array in (x, g))
     if examples and algorithm[1] in ("auto", "patches") and few_at_a_time(x, g, geometry, dtype):
         return _kernel_grads(x, g, geometry, precision, dtype, platform)
     run = functools.partial(
