@@ -48,9 +48,11 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 def group_norm(params: Tree, x: jax.Array) -> jax.Array:
     """X (height, width, channels) normalised over space and within each group of channels."""
-    parts = x.reshape(*x.shape[:-1], GROUPS, -1)
-    mean, var = parts.mean((0, 1, 3), keepdims=True), parts.var((0, 1, 3), keepdims=True)
-    return ((parts - mean) * jax.lax.rsqrt(var + EPSILON)).reshape(x.shape) * params["scale"] + params["bias"]
+    each = x.shape[-1] // GROUPS
+    of_group = lambda value: jnp.repeat(value.mean((0, 1)).reshape(GROUPS, each).mean(-1), each)
+    mean = of_group(x)
+    scale = params["scale"] * jax.lax.rsqrt(of_group(x * x) - mean * mean + EPSILON)
+    return x * scale + (params["bias"] - mean * scale)
 
 
 def logits(params: Tree, image: jax.Array) -> jax.Array:
