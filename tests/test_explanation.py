@@ -274,3 +274,11 @@ def test_complex_groups_are_not_left_to_lax(groups):
         platform="cpu",
     )
     assert {choice.algorithm for choice in chosen.choices} == {"taps" if groups == 32 else "lanes"}
+
+
+@pytest.mark.parametrize(("batch", "size", "want"), [(4, 4, "columns"), (8, 4, "phases"), (8, 3, "columns")])
+def test_gradients_of_steps_with_a_large_kernel(batch, size, want):
+    """A generator's layer: 256 places under a large kernel are a product and a fold, 512 are not if phases are alike."""
+    x, kernel = shape(batch, 16, 16, 128), shape(size, size, 128, 256)
+    chosen = jconv.explain(x, kernel, strides=2, padding="SAME", platform="cpu")
+    assert chosen["input_grad"].algorithm == want

@@ -37,6 +37,7 @@ FEWEST_BY_STEPS = 12  # from channels
 LEAST_SHUFFLED = 700  # places of all images from which one convolution for all phases outruns them, at no more to do,
 MOST_SHUFFLED = 128  # and outputs
 SMALLEST_IMAGE = 64  # places
+SMALL_BATCH = 400  # places of all images, where the windows are multiples of the stride, so that all phases are alike
 SMALL_LINE = 256  # the same along one axis
 SHUFFLED = 65  # channels whose multiply-adds take a nanosecond
 LEAST_PHASE = 7  # taps of a phase of one axis, from which a group's phases are computed at once
@@ -97,6 +98,8 @@ def small_dilated(problem: Problem) -> bool:
     dilated = geometry.rank <= 2 and geometry.groups == 1 and all(axis.input_dilation > 1 for axis in geometry.axes)
     places = math.prod(geometry.input)
     most, in_all = (SMALLEST_IMAGE, SMALL_IMAGE) if geometry.rank == 2 else (SMALL_LINE, SMALL_LINE)
+    if all(axis.window % axis.input_dilation == 0 for axis in geometry.axes):
+        in_all = min(in_all, SMALL_BATCH)
     few = isinstance(batch, int) and places <= most and batch * places <= in_all
     return dilated and few and min(problem.channels, problem.out) >= MANY
 
