@@ -49,7 +49,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def group_norm(params: Tree, x: jax.Array) -> jax.Array:
     """X (height, width, channels) normalised over space and within each group of channels.
 
-    Of each channel first, then of its group: XLA:CPU takes several times as long to sum up a part of the channels.
+    var = E[x^2] - E[x]^2, the means of each channel first, then of its group: XLA:CPU takes several times as long to
+    sum up a part of the channels.
     """
     each = x.shape[-1] // GROUPS
     of_group = lambda value: jnp.repeat(value.mean((0, 1)).reshape(GROUPS, each).mean(-1), each)

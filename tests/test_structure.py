@@ -294,15 +294,16 @@ def test_what_leaves_in_another_layout_is_transposed_apart(layer):
     assert apart(jax.grad(loss(layer), 0), platform="tpu") == 0
 
 
-def test_what_stays_in_its_layout_is_not_set_apart():
+@pytest.mark.parametrize(("wanted", "operands"), [(0, 1), (1, 2), ((0, 1), 3)])
+def test_what_stays_in_its_layout_is_not_set_apart(wanted, operands):
     """The sums of a channels_last layer are fused with what reads them."""
     shapes = (2, 16, 16, 32), (3, 3, 32, 32)
-    layer = jax.jit(jax.grad(loss(lambda x, kernel: jconv.conv(x, kernel, padding=1))))
+    layer = jax.jit(jax.grad(loss(lambda x, kernel: jconv.conv(x, kernel, padding=1)), wanted))
     text = layer.lower(*(jax.ShapeDtypeStruct(shape, "float32") for shape in shapes)).as_text()
     convolved = set(re.findall(r"(%\w+) = stablehlo.convolution", text))
     apart = re.findall(r'call @[^(]*\((%\w+)\).*inlineable = "false"', text)
     assert convolved
-    assert len(apart) == 1  # the operand of its gradient
+    assert len(apart) == operands  # g of the input gradient, x and g of the kernel's
     assert not convolved & set(apart)
 
 
@@ -324,6 +325,16 @@ def test_what_gives_an_operand_is_computed_once(shape, kernel, options):
     operands = (jax.ShapeDtypeStruct(dims, "float32") for dims in (shape, kernel))
     text = jax.jit(jax.grad(squares, (0, 1))).lower(*operands).compile().as_text()
     assert len(re.findall(r" maximum\(", text)) == 1
+
+
+@pytest.mark.optimised
+def test_what_gives_an_operand_is_computed_once_for_all_examples():
+    def squares(kernel, x):
+        return (jconv.conv(jax.nn.relu(x)[None], kernel, padding="SAME") ** 2).sum()
+
+    operands = (jax.ShapeDtypeStruct(dims, "float32") for dims in ((3, 3, 16, 16), (64, 32, 32, 16)))
+    each = jax.vmap(jax.grad(squares, (0, 1)), in_axes=(None, 0))
+    assert len(re.findall(r" maximum\(", jax.jit(each).lower(*operands).compile().as_text())) == 1
 
 
 @pytest.mark.parametrize(("size", "strides", "apart"), [(1, 1, True), (1, 2, False), (3, 1, False)])

@@ -47,3 +47,13 @@ def test_a_wrong_option_is_one_line_and_status_2(arguments, capsys):
         dpsgd.main(arguments)
     assert stopped.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_groups_of_channels_are_normalised():
+    rng = np.random.default_rng(0)
+    x = rng.normal(2.0, 3.0, (5, 4, 24)).astype("float32")
+    params = {name: rng.normal(size=24).astype("float32") for name in ("scale", "bias")}
+    groups = x.astype("float64").reshape(5, 4, dpsgd.GROUPS, 3)
+    mean, var = groups.mean((0, 1, 3), keepdims=True), groups.var((0, 1, 3), keepdims=True)
+    want = ((groups - mean) / np.sqrt(var + dpsgd.EPSILON)).reshape(x.shape) * params["scale"] + params["bias"]
+    np.testing.assert_allclose(dpsgd.group_norm(params, x), want, rtol=1e-5, atol=1e-5)
