@@ -284,6 +284,11 @@ def origin(fun: Any) -> tuple[str, str]:
     return getattr(info, "func_name", None) or "", getattr(info, "func_filename", None) or ""
 
 
+def is_awaited(fun: Any) -> bool:
+    """Whether running a linear_util.WrappedFun tells its caller something, the structure of its results, which waits."""
+    return any(store is not None for store in getattr(fun, "stores", ()))
+
+
 def retrace(fun: Callable[..., Any], like: Any) -> tuple[Any, list[Any]]:
     """(jaxpr, constants) of fun, which takes and gives what the jaxpr `like` does: its types, its names."""
     flat = linear_util.wrap_init(fun, debug_info=like.debug_info)
@@ -299,6 +304,20 @@ def as_weak(x: Any) -> Any:
 def abstract_eval(primitive: Primitive, avals: Any, params: dict[str, Any]) -> Any:
     """The abstract value of primitive's result; raises what the primitive raises for wrong operands."""
     return primitive.abstract_eval(*avals, **params)[0]
+
+
+def plain_jit(params: dict[str, Any]) -> bool:
+    """Whether a jit, of which these are the parameters, says nothing but what to compute: no sharding, no donation."""
+    said = [*params.get("in_shardings", ()), *params.get("out_shardings", ())]
+    layouts = [*params.get("in_layouts", ()), *params.get("out_layouts", ())]
+    unsaid = all(type(each).__name__ == "UnspecifiedValue" for each in said) and all(a is None for a in layouts)
+    return unsaid and not any(params.get("donated_invars", ())) and not params.get("compiler_options_kvs")
+
+
+def under_jit(trace: Any) -> bool:
+    """Whether what is bound under this trace is recorded, for a program to be compiled, and not computed at once."""
+    with set_current_trace(trace):
+        return jax.extend.core.unsafe_am_i_under_a_jit_DO_NOT_USE()
 
 
 def jit_options(fun: Any) -> dict[str, Any] | None:

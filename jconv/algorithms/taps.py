@@ -64,7 +64,7 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     del precision  # elementwise products are exact to the dtype
     if geometry.groups == 1 and x.shape[-1] > 1:  # each tap and channel is one number times the vector of its outputs
         padded = windows.in_memory(windows.pad(x.astype(dtype), geometry))
-        return lanes.written_out(padded, w.astype(dtype), geometry)
+        return lanes.written_out(padded, windows.packed(w.astype(dtype)), geometry)
     images = _images(x, geometry, x.shape[-1], dtype, FEW_BYTES)
     way = _way(x, w, geometry, dtype, images)
     if way is not None:
@@ -126,7 +126,7 @@ def _in_place(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
                 parts.append(views.masked(where, along(seen, (*tap, t)), 0))
         return windows.total(parts)
 
-    x, w = windows.together(x, w)
+    x, w = windows.together(x, windows.packed(w))
     return along(windows.in_memory(x), ())
 
 
@@ -182,7 +182,7 @@ def _product(shifted: jax.Array, row: jax.Array, groups: int) -> jax.Array:
 
 def _convolve(x: jax.Array, w: jax.Array, geometry: Geometry, dtype: Any) -> jax.Array:
     groups, each, out = geometry.groups, w.shape[-2], w.shape[-1]
-    padded, w = windows.pad(x.astype(dtype), geometry), w.astype(dtype)
+    padded, w = windows.pad(x.astype(dtype), geometry), windows.packed(w.astype(dtype))
 
     if geometry.taps * each <= UNROLLED:
         taps = itertools.product(*map(range, geometry.window))

@@ -120,31 +120,34 @@ def replace(primitive: Any, lhs: Array, rhs: Array, **params: Any) -> Done | Lef
     reading = _read(primitive, jax.typeof(lhs), jax.typeof(rhs), tuple(sorted(params.items())))
     if isinstance(reading, Left):
         return reading
-    out = _PRODUCTS[reading.product](reading, lhs, rhs)
-    return Done(_jax.as_weak(out) if reading.weak else out, str(reading))
+    array, order = _PRODUCTS[reading.product](reading, lhs, rhs)
+    out = products.leaving(array, order)
+    if reading.weak:
+        return Done(_jax.as_weak(out), str(reading))
+    return Done(out, str(reading), (array, order))
 
 
 def _transposed(array: Array, order: tuple[int, ...]) -> Array:
     return array if order == tuple(range(array.ndim)) else lax.transpose(array, order)
 
 
-def _result(reading: Reading, out: Array, batch: int, features: int) -> Array:
-    """`out` in lax's layout; its axes `batch` and `features` are lax's, the others space, in order."""
+def _result(reading: Reading, out: Array, batch: int, features: int) -> tuple[Array, tuple[int, ...]]:
+    """`out`, and how its axes stand in lax's layout; `batch` and `features` are lax's, the others space, in order."""
     space = [i for i in range(out.ndim) if i not in (batch, features)]
     order = [0] * out.ndim
     for place, axis in zip(reading.specs[2], (batch, features, *space), strict=True):
         order[place] = axis
-    return products.leaving(out, tuple(order))
+    return out, tuple(order)
 
 
-def _convolve(reading: Reading, lhs: Array, rhs: Array) -> Array:
+def _convolve(reading: Reading, lhs: Array, rhs: Array) -> tuple[Array, tuple[int, ...]]:
     (n, c, *space), (o, i, *window), _ = reading.specs
     x, w = products.entering(lhs, (n, *space, c)), _transposed(rhs, (*window, i, o))
     y = products.convolve(x, w, reading.geometry, reading.how, reading.dtype)
     return _result(reading, y, 0, y.ndim - 1)
 
 
-def _kernel_grad(reading: Reading, lhs: Array, rhs: Array) -> Array:
+def _kernel_grad(reading: Reading, lhs: Array, rhs: Array) -> tuple[Array, tuple[int, ...]]:
     (n, c, *space), (o, i, *window), _ = reading.specs
     x, g = products.entering(lhs, (c, *space, n)), products.entering(rhs, (i, *window, o))
     size = reading.examples
@@ -159,7 +162,7 @@ def _kernel_grad(reading: Reading, lhs: Array, rhs: Array) -> Array:
     return _result(reading, dw, dw.ndim - 2, dw.ndim - 1)  # (*space, lhs' batch, features)
 
 
-def _turned_convolve(reading: Reading, lhs: Array, rhs: Array) -> Array:
+def _turned_convolve(reading: Reading, lhs: Array, rhs: Array) -> tuple[Array, tuple[int, ...]]:
     (n, c, *space), (o, i, *window), _ = reading.specs
     groups, rank = reading.geometry.groups, reading.geometry.rank
     x = lax.rev(products.entering(rhs, (o, *window, i)), range(1, rank + 1))

@@ -43,9 +43,10 @@ class Layout:
         space = array.shape[self.batch : self.batch + self.geometry.rank]
         return array.reshape(math.prod(array.shape[: self.batch]), *space, -1)
 
-    def leave(self, array: Array, shape: tuple[int, ...]) -> Array:
-        array = array.reshape([shape[i] for i in self.order])
-        return lax.transpose(array, sorted(range(len(self.order)), key=self.order.__getitem__))
+    def leave(self, array: Array, shape: tuple[int, ...]) -> tuple[Array, tuple[int, ...]]:
+        """The result as it was computed, and the order of its axes in lax's layout."""
+        back = tuple(sorted(range(len(self.order)), key=self.order.__getitem__))
+        return array.reshape([shape[i] for i in self.order]), back
 
 
 @functools.lru_cache(maxsize=4096)
@@ -89,7 +90,7 @@ def _spread(x: Array, layout: Layout, value: Any) -> Array:
     return lax.pad(x, jnp.array(value, x.dtype), [(0, 0, gap) for gap in layout.gaps])
 
 
-def _pooled(x: Array, out: tuple[int, ...], layout: Layout, reducer: str) -> Array:
+def _pooled(x: Array, out: tuple[int, ...], layout: Layout, reducer: str) -> tuple[Array, tuple[int, ...]]:
     if reducer == "add":
         y = products.window_sum(layout.enter(_spread(x, layout, 0)), layout.geometry)
     else:
@@ -104,6 +105,11 @@ def _able(dtype: Any, reducer: str) -> bool:
     return any(jnp.issubdtype(dtype, kind) for kind in kinds)
 
 
+def _done(left: tuple[Array, tuple[int, ...]], became: str) -> Done:
+    """What has computed an array, which is to be transposed."""
+    return Done(lax.transpose(*left), became, left)
+
+
 _NAMES = {"max": "winner", "min": "winner (the smallest)", "add": "window_sum"}
 
 
@@ -115,8 +121,8 @@ def replace_monoid(reducer: str, primitive: Any, x: Array, **params: Any) -> Don
     layout = _layout(x.shape, aval.shape, **params)
     if isinstance(layout, Left):
         return layout
-    y = _pooled(x, aval.shape, layout, reducer)
-    return Done(_jax.as_weak(y) if aval.weak_type else y, _NAMES[reducer])
+    done = _done(_pooled(x, aval.shape, layout, reducer), _NAMES[reducer])
+    return Done(_jax.as_weak(done.result), done.became) if aval.weak_type else done
 
 
 def replace_general(primitive: Any, *operands: Any, jaxpr: Any, consts: Any, **params: Any) -> Done | Left:
@@ -136,7 +142,7 @@ def replace_general(primitive: Any, *operands: Any, jaxpr: Any, consts: Any, **p
     layout = _layout(x.shape, aval.shape, **params)
     if isinstance(layout, Left):
         return layout
-    y, initial = _pooled(x, aval.shape, layout, reducer), jnp.broadcast_to(initial, aval.shape)
+    y, initial = lax.transpose(*_pooled(x, aval.shape, layout, reducer)), jnp.broadcast_to(initial, aval.shape)
     if reducer == "add":
         y = y + initial
     else:  # the winner takes the gradient where it equals the initial value, as it does among elements
@@ -162,7 +168,7 @@ def replace_scatter(primitive: Any, source: Array, operand: Array, *, select_pri
         return layout
     _, index = products.winner(layout.enter(operand), layout.geometry, select_prim.name == "ge")
     dx = products.scatter(layout.enter(source), index, layout.geometry)
-    return Done(layout.leave(dx, operand.shape), "winner and scatter")
+    return _done(layout.leave(dx, operand.shape), "winner and scatter")
 
 
 def replace_gather(primitive: Any, tangents: Array, operand: Array, *, select_prim: Any, **params: Any) -> Done | Left:
@@ -178,7 +184,7 @@ def replace_gather(primitive: Any, tangents: Array, operand: Array, *, select_pr
     spread = _spread(operand, layout, pools.identity(operand.dtype, largest))
     _, index = products.winner(layout.enter(spread), layout.geometry, largest)
     dy = products.gather(layout.enter(_spread(tangents, layout, 0)), index, layout.geometry)
-    return Done(layout.leave(dy, shape), "winner and gather")
+    return _done(layout.leave(dy, shape), "winner and gather")
 
 
 def reducer_of(jaxpr: Any) -> str | None:

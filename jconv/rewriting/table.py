@@ -22,6 +22,7 @@ BY_JCONV = Rewriting(
         lax.select_and_scatter_add_p: pools.replace_scatter,
         lax.select_and_gather_add_p: pools.replace_gather,
     },
+    transposed=lax.transpose,
 )
 
 # Every module that defines an operator is imported above, so that the definitions are all there.

@@ -21,6 +21,7 @@ from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from jconv import _jax
+from jconv.rewriting.layouts import Layouts
 from jconv.rewriting.report import Note
 
 # The lines that matter are the user's, in reports and in profiles.
@@ -39,10 +40,14 @@ class Left:
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """A replacement's result, an array or a list of them as the primitive has it, and what has computed it."""
+    """A replacement's result, an array or a list of them as the primitive has it, and what has computed it.
+
+    transposed: of a result that is an array with its axes in another order, that array and the order.
+    """
 
     result: Any
     became: str
+    transposed: tuple[Any, tuple[int, ...]] | None = None
 
 
 Replace = Callable[..., Done | Left]
@@ -53,11 +58,14 @@ class Rewriting:
     """A table from primitive to replace(primitive, *operands, **params), which may bind what it likes.
 
     derives(name, file): whether jax is to derive this custom_vjp function instead of using its rule.
+    transposed(array, order): a transpose. Where given, what follows on a replacement that is one is done on what was
+    transposed, if it can be: see layouts.py.
     """
 
     name: str
     table: Mapping[Any, Replace]
     derives: Callable[[str, str], bool] | None = None
+    transposed: Callable[[Any, tuple[int, ...]], Any] | None = None
     # What a jaxpr became, None if there was nothing to do, and the notes taken; dropped with the jaxpr.
     known: Any = dataclasses.field(default_factory=weakref.WeakKeyDictionary, repr=False)
 
@@ -107,6 +115,8 @@ class Walk(_jax.Trace):
         super().__init__()
         _jax.stand_for(self, parent)
         self.parent_trace, self.rewriting, self.notes = parent, rewriting, notes
+        follow = rewriting.transposed is not None and _jax.under_jit(parent)
+        self.layouts = Layouts(rewriting.transposed) if follow else None
 
     def process_primitive(self, primitive: Any, operands: Any, params: Any, /) -> Any:
         replace = self.rewriting.table.get(primitive)
@@ -115,6 +125,8 @@ class Walk(_jax.Trace):
                 done = replace(primitive, *operands, **params)
             if isinstance(done, Done):
                 self._note(primitive, done.became)
+                if self.layouts is not None and done.transposed is not None:
+                    self.layouts.keep(done.result, *done.transposed)
                 return done.result
             self._note(primitive, None, done.reason)
         elif primitive.name == HIJAX:
@@ -125,8 +137,22 @@ class Walk(_jax.Trace):
             rewritten = _jax.rewrite_hijax(params, self._body, self._under)
             params = params if rewritten is None else rewritten
         elif primitive.name not in KERNELS:
+            if self.layouts is not None and (result := self._reordered(primitive, operands, params)) is not None:
+                return result
             params = self._bodies(primitive, params)
         return _jax.bind_in(self.parent_trace, primitive, operands, params)
+
+    def _reordered(self, primitive: Any, operands: Any, params: Any) -> Any:
+        """The result where it comes of arrays whose transposes the operands are, else None."""
+        assert self.layouts is not None
+        if primitive.name == "jit":
+            run = self.layouts.body(params, operands)
+            if run is None:
+                return None
+            with _jax.set_current_trace(self):
+                return list(run(*operands))
+        with _jax.set_current_trace(self.parent_trace):
+            return self.layouts.computed(primitive, operands, params)
 
     # Functions that come with rules of their own: the function and its rules run through the loop, wherever that is.
 
@@ -136,7 +162,13 @@ class Walk(_jax.Trace):
     process_map = process_call  # pmap, up to jax 0.9
 
     def process_custom_jvp_call(self, primitive: Any, fun: Any, jvp: Any, operands: Any, /, **params: Any) -> Any:
-        return self._pass_on(primitive, (fun, jvp), operands, params)
+        call = lambda operands: self._pass_on(primitive, (fun, jvp), operands, params)
+        if self.layouts is not None:
+            with _jax.set_current_trace(self.parent_trace):
+                result = self.layouts.activated(fun, operands, call)
+            if result is not None:
+                return result
+        return call(operands)
 
     def process_custom_vjp_call(
         self, primitive: Any, fun: Any, fwd: Any, bwd: Any, operands: Any, /, **params: Any
