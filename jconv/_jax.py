@@ -94,6 +94,14 @@ def outline(form: Callable[..., Any], avals: tuple[Any, ...]) -> Any:
     return _outlined(form, tuple(avals))
 
 
+def is_sharded(sharding: Any) -> bool:
+    """Whether a sharding says anything: jax gives one to gradients where it does not, all of them inside of shard_map."""
+    if sharding is None:
+        return False
+    mesh = getattr(sharding, "mesh", None)  # of a NamedSharding
+    return mesh is None or jax.sharding.AxisType.Explicit in mesh.axis_types
+
+
 def summed(aval: Any, axis: int) -> Any:
     """`aval` as a sum over `axis` leaves it: where explicit sharding splits the axis, each device has the whole sum."""
     if not _explicit(aval):

@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType
 
 from jconv import _jax, products
 from jconv.geometry import Axis, Geometry
@@ -60,7 +59,7 @@ def _read(primitive: Any, lhs: Any, rhs: Any, params: tuple[tuple[str, Any], ...
     out = _jax.abstract_eval(primitive, (lhs, rhs), given)
     specs = given["dimension_numbers"]
     specs = (tuple(specs.lhs_spec), tuple(specs.rhs_spec), tuple(specs.out_spec))
-    if _sharded(given.get("out_sharding")):
+    if _jax.is_sharded(given.get("out_sharding")):
         return Left("its out_sharding is given")
     if not jnp.issubdtype(lhs.dtype, jnp.inexact):
         return Left(f"{lhs.dtype}: there is no derivative to improve")
@@ -96,11 +95,6 @@ def _read(primitive: Any, lhs: Any, rhs: Any, params: tuple[tuple[str, Any], ...
     return reading("convolve", Geometry(tuple(axes), features), examples=1)
 
 
-def _sharded(sharding: Any) -> bool:
-    """Whether an out_sharding says anything: jax gives one to every gradient inside of shard_map, where it does not."""
-    return sharding is not None and AxisType.Explicit in sharding.mesh.axis_types
-
-
 def _turned(axis: Axis) -> Axis:
     """a and t change places, each counted from its other end: p*s + a'*e = t'*d + low + (n-1)*e - (k-1)*d."""
     return Axis(
@@ -123,7 +117,7 @@ def replace(primitive: Any, lhs: Array, rhs: Array, **params: Any) -> Done | Lef
     array, order = _PRODUCTS[reading.product](reading, lhs, rhs)
     out = products.leaving(array, order)
     if reading.weak:
-        return Done(_jax.as_weak(out), str(reading))
+        out, array = _jax.as_weak(out), _jax.as_weak(array)
     return Done(out, str(reading), (array, order))
 
 

@@ -30,7 +30,7 @@ ELEMENTWISE = frozenset(
     "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy copy_p cos "
     "cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow is_finite le lgamma log log1p "
     "logistic lt max min mul ne neg nextafter not or pow real reduce_precision rem round rsqrt select_n sign sin sinh "
-    "sqrt square sub tan tanh xor".split()
+    "sqrt square stop_gradient sub tan tanh xor".split()
 )
 REDUCTIONS = frozenset(("reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum"))
 ONES = frozenset(("broadcast_in_dim", "reshape", "squeeze"))  # which may do no more than add or drop axes of length 1
@@ -54,9 +54,9 @@ class Layouts:
         self._spread: dict[int, tuple[Any, Any, Order]] = {}  # (value, small array, broadcast_dimensions)
 
     def keep(self, value: Any, array: Any, order: Sequence[int]) -> None:
-        """`value` is `array` with its axes in this order."""
-        order = tuple(order)
-        if isinstance(value, jax.core.Tracer) and order != tuple(range(len(order))):
+        """`value` is `array` with its axes in this order. With explicit sharding each has its own, and none is kept."""
+        order, moved = tuple(order), tuple(order) != tuple(range(len(order)))
+        if moved and isinstance(value, jax.core.Tracer) and not _jax.is_sharded(jax.typeof(value).sharding):
             self._known[id(value)] = value, array, order
 
     def known(self, value: Any) -> tuple[Any, Order] | None:
@@ -73,8 +73,10 @@ class Layouts:
             if name == "broadcast_in_dim" and len(operands) == 1:
                 return self._broadcast(primitive, operands[0], params)
             return None
-        if any(value is not None for key, value in params.items() if "sharding" in key):
+        shardings = [key for key in params if key.endswith("sharding")]
+        if any(_jax.is_sharded(params[key]) for key in shardings):
             return None
+        params = {**params, **dict.fromkeys(shardings)}
         if name in ELEMENTWISE:
             return self._elementwise(primitive, operands, params)
         if name in ALONG:
@@ -92,10 +94,9 @@ class Layouts:
         found = self.known(operands[0]) if len(operands) == 1 and name in ACTIVATIONS else None
         if found is None or pathlib.PurePath(file).parts[-4:] != ("jax", "_src", "nn", "functions.py"):
             return None
-        array, order = found
-        # A recorded one has the shapes of its record; one that is called now is waited for.
-        results = call([array]) if _jax.is_awaited(fun) else [ACTIVATIONS[name](array)]
-        return [self._result(each, order) for each in results]
+        if _jax.is_awaited(fun):  # it is to be run, on what it was given: vmap, say, knows which axis of that is whose
+            call(operands)
+        return [self._result(ACTIVATIONS[name](found[0]), found[1])]
 
     def body(self, params: dict[str, Any], operands: Sequence[Any]) -> Callable[..., Any] | None:
         """The function of a jit, to be run through the rules, where it has no more than they are for; or None."""
@@ -138,11 +139,13 @@ class Layouts:
         return lax.transpose(x, back) if math.prod(np.shape(x)) * SMALLER <= size else None
 
     def _broadcast(self, primitive: Any, x: Any, params: dict[str, Any]) -> Any:
-        if params.get("sharding") is not None or math.prod(np.shape(x)) * SMALLER > math.prod(params["shape"]):
+        dimensions = tuple(map(int, params["broadcast_dimensions"]))
+        small, before = self._spread[id(x)][1:] if id(x) in self._spread else (x, range(np.ndim(x)))
+        if _jax.is_sharded(params.get("sharding")) or math.prod(np.shape(small)) * SMALLER > math.prod(params["shape"]):
             return None
         value = primitive.bind(x, **params)
         if isinstance(value, jax.core.Tracer):
-            self._spread[id(value)] = value, x, tuple(map(int, params["broadcast_dimensions"]))
+            self._spread[id(value)] = value, small, tuple(dimensions[d] for d in before)
         return value
 
     def _along(
@@ -206,14 +209,15 @@ class Layouts:
 
 @functools.lru_cache(maxsize=4096)
 def _within_rules(jaxpr: Any) -> bool:
-    """Whether a body has a few operations, with rules here, and jits of such."""
+    """Whether a body has a few operations, with rules here, and jits and activations of such."""
     if len(jaxpr.eqns) > MOST_INLINE:
         return False
     for equation in jaxpr.eqns:
-        inner = equation.params.get("jaxpr") if equation.primitive.name == "jit" else None
-        if inner is None and equation.primitive.name not in RULES:
-            return False
-        if inner is not None and not (_jax.plain_jit(equation.params) and _within_rules(inner.jaxpr)):
+        name, params = equation.primitive.name, equation.params
+        inner = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr"}.get(name)
+        if inner is None:
+            if name not in RULES:
+                return False
+        elif (name == "jit" and not _jax.plain_jit(params)) or not _within_rules(params[inner].jaxpr):
             return False
     return True
-

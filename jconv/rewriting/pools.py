@@ -121,8 +121,8 @@ def replace_monoid(reducer: str, primitive: Any, x: Array, **params: Any) -> Don
     layout = _layout(x.shape, aval.shape, **params)
     if isinstance(layout, Left):
         return layout
-    done = _done(_pooled(x, aval.shape, layout, reducer), _NAMES[reducer])
-    return Done(_jax.as_weak(done.result), done.became) if aval.weak_type else done
+    y, order = _pooled(x, aval.shape, layout, reducer)
+    return _done((_jax.as_weak(y) if aval.weak_type else y, order), _NAMES[reducer])
 
 
 def replace_general(primitive: Any, *operands: Any, jaxpr: Any, consts: Any, **params: Any) -> Done | Left:
