@@ -9,7 +9,6 @@ So with each result that is known to be another array transposed that one is kep
 has no rule here reads the result itself, which costs the one transpose that it always did.
 """
 
-import functools
 import math
 import pathlib
 from collections.abc import Callable, Sequence
@@ -54,9 +53,12 @@ class Layouts:
         self._spread: dict[int, tuple[Any, Any, Order]] = {}  # (value, small array, broadcast_dimensions)
 
     def keep(self, value: Any, array: Any, order: Sequence[int]) -> None:
-        """`value` is `array` with its axes in this order. With explicit sharding each has its own, and none is kept."""
+        """`value` is `array` with its axes in this order.
+
+        Forgotten at once of symbolic shapes, which do not compare, and with explicit sharding, where each has its own.
+        """
         order, moved = tuple(order), tuple(order) != tuple(range(len(order)))
-        if moved and isinstance(value, jax.core.Tracer) and not _jax.is_sharded(jax.typeof(value).sharding):
+        if moved and _recorded(value) and not _jax.is_sharded(jax.typeof(value).sharding):
             self._known[id(value)] = value, array, order
 
     def known(self, value: Any) -> tuple[Any, Order] | None:
@@ -141,10 +143,12 @@ class Layouts:
     def _broadcast(self, primitive: Any, x: Any, params: dict[str, Any]) -> Any:
         dimensions = tuple(map(int, params["broadcast_dimensions"]))
         small, before = self._spread[id(x)][1:] if id(x) in self._spread else (x, range(np.ndim(x)))
+        if not _fixed(params["shape"]):
+            return None
         if _jax.is_sharded(params.get("sharding")) or math.prod(np.shape(small)) * SMALLER > math.prod(params["shape"]):
             return None
         value = primitive.bind(x, **params)
-        if isinstance(value, jax.core.Tracer):
+        if _recorded(value):
             self._spread[id(value)] = value, small, tuple(dimensions[d] for d in before)
         return value
 
@@ -207,7 +211,14 @@ class Layouts:
         return list(params["shape"])
 
 
-@functools.lru_cache(maxsize=4096)
+def _fixed(shape: Sequence[Any]) -> bool:
+    return all(isinstance(n, int) for n in shape)
+
+
+def _recorded(value: Any) -> bool:
+    return isinstance(value, jax.core.Tracer) and _fixed(value.shape)
+
+
 def _within_rules(jaxpr: Any) -> bool:
     """Whether a body has a few operations, with rules here, and jits and activations of such."""
     if len(jaxpr.eqns) > MOST_INLINE:

@@ -349,3 +349,17 @@ def test_a_loop_moves_no_view_in_front_of_it(options):
     program = jax.jit(loop).lower(x, kernel, g).compile().as_text()
     assert "gather" in program
     assert "gather" not in program[program.index("ENTRY") :]
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize(("channels", "size"), [(64, 3), (1, 5)])
+def test_a_kernel_is_read_in_the_order_of_the_loop(channels, size):
+    """One that was stored (out, in, height, width): XLA would have the loop take each number of its vector from afar."""
+    shapes = (8, 56, 56, channels), (64, 1, size, size)
+    form = functools.partial(jconv.conv, padding="SAME", feature_group_count=channels, algorithm={"forward": "taps"})
+    layer = jax.jit(lambda x, k: form(x, k.transpose(2, 3, 1, 0)))
+    text = layer.lower(*(jax.ShapeDtypeStruct(dims, np.float32) for dims in shapes)).compile().as_text()
+    loops = [loop for loop in text.split("\n\n") if " multiply(" in loop]
+    assert loops
+    read = [layout for loop in loops for layout in re.findall(rf"f32\[{size},{size}[\d,]*64\]{{([\d,]+)}}", loop)]
+    assert all(layout.split(",") == sorted(layout.split(","), reverse=True) for layout in read)

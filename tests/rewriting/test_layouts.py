@@ -1,6 +1,7 @@
 """What follows on a convolution in NCHW is done on the array as the convolution has left it, and means the same."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -197,3 +198,10 @@ def test_inside_of_shard_map():
     np.testing.assert_allclose(run(jconv.accelerate(turned)), run(turned), rtol=0, atol=1e-3)
     whole = jax.jit(jconv.accelerate(jax.shard_map(each(turned), mesh=mesh, in_specs=spec, out_specs=spec[1])))
     np.testing.assert_allclose(whole(X, FIRST), run(turned), rtol=0, atol=1e-3)
+
+
+def test_a_symbolic_batch():
+    fun = jax.jit(jconv.accelerate(lambda x: conv(normalised(conv(x, FIRST)), LAST)))
+    (batch,) = jax.export.symbolic_shape("batch")
+    program = jax.export.export(fun)(jax.ShapeDtypeStruct((batch, *SHAPE[1:]), np.float32))
+    np.testing.assert_allclose(program.call(X), fun(X), rtol=0, atol=2e-5)
