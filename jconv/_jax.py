@@ -95,7 +95,7 @@ def outline(form: Callable[..., Any], avals: tuple[Any, ...]) -> Any:
 
 
 def is_sharded(sharding: Any) -> bool:
-    """Whether a sharding says anything: jax gives one to gradients where it does not, all of them inside of shard_map."""
+    """Whether a sharding says anything: jax gives one to gradients where it does not, inside of shard_map to all."""
     if sharding is None:
         return False
     mesh = getattr(sharding, "mesh", None)  # of a NamedSharding
@@ -223,8 +223,11 @@ Trace: Any = ad.JVPTrace.__base__  # the base class of jvp's, vmap's and jit's t
 
 try:
     set_current_trace, take_current_trace = jax.extend.core.set_current_trace, jax.extend.core.take_current_trace
-except AttributeError:  # they got a public name in jax 0.10
+    _under_a_jit = jax.extend.core.unsafe_am_i_under_a_jit_DO_NOT_USE
+except AttributeError:  # they got a public name there in jax 0.10
     from jax._src.core import set_current_trace, take_current_trace
+
+    _under_a_jit = jax.core.unsafe_am_i_under_a_jit_DO_NOT_USE  # pyright: ignore[reportAttributeAccessIssue]
 
 # Part of the key of jax.jit's caches. Under a rewriting that is called outside of any transformation, a function that
 # jit has compiled before must not run as it was compiled then.
@@ -293,7 +296,7 @@ def origin(fun: Any) -> tuple[str, str]:
 
 
 def is_awaited(fun: Any) -> bool:
-    """Whether running a linear_util.WrappedFun tells its caller something, the structure of its results, which waits."""
+    """Whether a linear_util.WrappedFun tells its caller something as it runs, the structure of its results, say."""
     return any(store is not None for store in getattr(fun, "stores", ()))
 
 
@@ -325,7 +328,7 @@ def plain_jit(params: dict[str, Any]) -> bool:
 def under_jit(trace: Any) -> bool:
     """Whether what is bound under this trace is recorded, for a program to be compiled, and not computed at once."""
     with set_current_trace(trace):
-        return jax.extend.core.unsafe_am_i_under_a_jit_DO_NOT_USE()
+        return _under_a_jit()
 
 
 def jit_options(fun: Any) -> dict[str, Any] | None:

@@ -64,7 +64,7 @@ def convolve(x: jax.Array, w: jax.Array, geometry: Geometry, precision: Any, dty
     del precision  # elementwise products are exact to the dtype
     if geometry.groups == 1 and x.shape[-1] > 1:  # each tap and channel is one number times the vector of its outputs
         padded = windows.in_memory(windows.pad(x.astype(dtype), geometry))
-        return lanes.written_out(padded, windows.packed(w.astype(dtype)), geometry)
+        return lanes.written_out(padded, w.astype(dtype), geometry)
     images = _images(x, geometry, x.shape[-1], dtype, FEW_BYTES)
     way = _way(x, w, geometry, dtype, images)
     if way is not None:

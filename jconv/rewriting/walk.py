@@ -115,8 +115,8 @@ class Walk(_jax.Trace):
         super().__init__()
         _jax.stand_for(self, parent)
         self.parent_trace, self.rewriting, self.notes = parent, rewriting, notes
-        follow = rewriting.transposed is not None and _jax.under_jit(parent)
-        self.layouts = Layouts(rewriting.transposed) if follow else None
+        transposed = rewriting.transposed if rewriting.transposed and _jax.under_jit(parent) else None
+        self.layouts = Layouts(transposed) if transposed else None
 
     def process_primitive(self, primitive: Any, operands: Any, params: Any, /) -> Any:
         replace = self.rewriting.table.get(primitive)

@@ -1,5 +1,7 @@
 """What follows on a convolution in NCHW is done on the array as the convolution has left it, and means the same."""
 
+import dataclasses
+
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from jax import lax
 from jax.interpreters import partial_eval
 
 import jconv
-from jconv.rewriting import layouts
+from jconv.rewriting import layouts, table, walk
 
 SHAPE, CHANNELS = (2, 3, 6, 5), 4
 RNG = np.random.default_rng(0)
@@ -18,6 +20,7 @@ FIRST, LAST = (RNG.standard_normal((4, i, 3, 3), np.float32) / 4 for i in (3, 4)
 WIDE = RNG.standard_normal((4, 8, 3, 3), np.float32) / 4
 BIAS = RNG.standard_normal((4, 1, 1), np.float32)
 FULL = RNG.standard_normal((2, 4, 6, 5), np.float32)  # of the result of a layer, and not of any
+STAYS = dataclasses.replace(table.BY_JCONV, transposed=None)  # accelerate as it would be without
 conv = lambda x, kernel, strides=1: lax.conv(x, kernel, (strides, strides), "SAME")
 
 
@@ -100,6 +103,25 @@ def test_it_means_the_same(name):
             np.testing.assert_allclose(a, b, rtol=0, atol=(2e-2 if "dtype" in name else 2e-5) * np.abs(b).max())
 
 
+@pytest.mark.parametrize("name", MORE)
+def test_no_more_is_transposed_than_without(name):
+    fun = lambda x, first, last: conv(MORE[name](conv(x, first)), last)
+    assert transposes(jconv.accelerate(fun), X, FIRST, LAST) <= transposes(walk.apply(STAYS, fun), X, FIRST, LAST)
+
+
+def test_two_orders_in_one_operation():
+    fun = lambda x: conv((y := jax.nn.relu(conv(x, FIRST))) * 2 + jnp.swapaxes(y, 2, 3), LAST)
+    x = RNG.standard_normal((2, 3, 6, 6), np.float32)
+    np.testing.assert_allclose(jax.jit(jconv.accelerate(fun))(x), jax.jit(fun)(x), rtol=0, atol=2e-5)
+
+
+def test_a_jit_that_says_more_than_what_to_compute_stays():
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for inner, stays in ((jax.jit(jnp.tanh), False), (jax.jit(jnp.tanh, out_shardings=where), True)):
+        jaxpr = jax.make_jaxpr(jconv.accelerate(lambda x, inner=inner: inner(conv(x, FIRST))))(X).jaxpr
+        assert stays == any(e.primitive.name == "jit" for e in jaxpr.eqns)
+
+
 @pytest.mark.parametrize("name", ALONE)
 def test_nothing_is_transposed_between_layers(name):
     """But what enters the first layer and leaves the last."""
@@ -164,6 +186,22 @@ def test_nothing_is_computed_twice_outside_of_jit(monkeypatch):
     np.testing.assert_allclose(jconv.accelerate(grad)(X), grad(X), rtol=0, atol=1e-5)
 
 
+def test_a_model_in_nhwc_is_the_program_that_it_was():
+    def fun(x, first, last):
+        layer = lambda x, kernel: lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return layer(jax.nn.relu(layer(x, first) - x.mean()), last).sum()
+
+    operands = np.moveaxis(X, 1, -1), FIRST.transpose(2, 3, 1, 0), LAST.transpose(2, 3, 1, 0)
+    for derived in (lambda fun: fun, jax.grad):
+        texts = [
+            jax.jit(derived(form)).lower(*operands).as_text()
+            for form in (walk.apply(STAYS, fun), jconv.accelerate(fun))
+        ]
+        assert texts[0] == texts[1]
+
+
 @pytest.mark.parametrize("layer", ["vmap", "vmap of grad"])
 def test_under_vmap(layer):
     """Accelerate inside of it: a layer of one example has its own order of axes, and vmap another."""
@@ -184,6 +222,10 @@ def test_over_devices(kind):
         first, last = (place(kernel, jax.sharding.PartitionSpec()) for kernel in (FIRST, LAST))
         got = jax.jit(jconv.accelerate(fun))(x, first, last)
         np.testing.assert_allclose(got, jax.jit(fun)(x, first, last), rtol=0, atol=2e-5)
+        followed = transposes(jconv.accelerate(fun), x, first, last) < transposes(
+            walk.apply(STAYS, fun), x, first, last
+        )
+    assert followed == (kind == jax.sharding.AxisType.Auto)
     assert got.sharding.spec[0] == "data"
 
 
