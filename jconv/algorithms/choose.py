@@ -327,7 +327,7 @@ def _of_real_ones(
     product: str, lhs: jax.Array, rhs: jax.Array, geometry: Geometry, precision: Any, dtype: Any, algorithm: str,
     platform: str,
 ) -> jax.Array:  # fmt: skip
-    """A product of complex operands as three of real ones, as lax makes of a convolution: XLA's complex one takes twice.
+    """A product of complex operands as three of real ones, as lax' convolution is: XLA's of complex ones takes twice.
 
     (a + bi) (p + qi) = (a + b) p - b (p + q) + ((a + b) p + a (q - p)) i. What adds up terms in a loop, of any dtype,
     does that of complex ones too.
