@@ -229,11 +229,8 @@ def _within_rules(jaxpr: Any) -> bool:
     if len(jaxpr.eqns) > MOST_INLINE:
         return False
     for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
+        name = equation.primitive.name
         inner = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr"}.get(name)
-        if inner is None:
-            if name not in RULES:
-                return False
-        elif (name == "jit" and not _jax.plain_jit(params)) or not _within_rules(params[inner].jaxpr):
+        if not (name in RULES if inner is None else _within_rules(equation.params[inner].jaxpr)):
             return False
     return True
