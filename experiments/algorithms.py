@@ -124,6 +124,9 @@ def algorithms(
     dtype: Annotated[command.Dtype, typer.Option(help="of all operands")] = command.Dtype.float32,
     batch_scale: Annotated[float, typer.Option(help="times every batch, at least one example")] = 1.0,
     odd: Annotated[bool, typer.Option("--odd", help="make every even spatial size odd, one larger")] = False,
+    channels_first: Annotated[
+        bool, typer.Option("--channels-first", help="all in NCHW, kernels (out, in, height, width)")
+    ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="least timings of each form; fast ones get up to 25")] = 5,
     timeout: Annotated[float, typer.Option(min=0.1, help="seconds a compilation, and a call, may take")] = 60.0,
     retries: Annotated[int, typer.Option(min=0, help="time a layer again while others use the machine")] = 0,
@@ -138,12 +141,12 @@ def algorithms(
     Each product alone: forward, kernel gradient, input gradient.
     """
     try:
-        chosen = command.chosen_layers(file, rows, batch_scale, odd, extra=False)
+        chosen = command.chosen_layers(file, rows, batch_scale, odd, channels_first, extra=False)
     except BenchError as error:
         command.fail(str(error))
     console = command.console()
-    settings = {"dtype": dtype.value, "batch_scale": batch_scale, "odd": odd, "platform": jax.default_backend()}
-    settings |= {"seen": time.strftime("%Y-%m-%d %H:%M")}
+    settings = {"dtype": dtype.value, "batch_scale": batch_scale, "odd": odd, "channels_first": channels_first}
+    settings |= {"platform": jax.default_backend(), "seen": time.strftime("%Y-%m-%d %H:%M")}
     if check:
         check_choice(chosen, console, settings, repeats, timeout, retries, json_file, lock)
         return

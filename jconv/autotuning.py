@@ -173,7 +173,7 @@ def products_of(fun: Callable[..., Any], *args: Any) -> dict[Product, Any]:
 def candidates(product: Product) -> tuple[str, list[str]]:
     """(the static choice, the other algorithms that can compute the product as exactly)."""
     problem = to_choose(product)
-    static = choose.pick(problem, platform=product.platform).name
+    static = choose.computing(problem, platform=product.platform)[0].name
     if product.examples and product.platform != "cpu":
         return static, []  # each example is a group of one lax convolution, whatever is asked for
     if product.examples and product.product == "kernel_grad":

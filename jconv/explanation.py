@@ -132,7 +132,7 @@ def _explanation(equation: Any, platform: str) -> Explanation:
         problem = choose.product_problem(product, geometry, batch, channels, out, wide(dtype))
         forced = plan.how.algorithm[choose.PRODUCTS.index(product)]
         asked = _asked(equation, name, product, "cpu" if platform == "cpu" else "other")
-        row = choose.pick(problem, "lax" if empty else asked, "cpu" if platform == "cpu" else "other")
+        row, thrice = choose.computing(problem, "lax" if empty else asked, "cpu" if platform == "cpu" else "other")
         others = tuple((other.name, other.reason) for other in choose.able(problem) if other is not row)
         flops = choose.flops(geometry, batch, channels, out)
         reason = row.reason
@@ -142,6 +142,8 @@ def _explanation(equation: Any, platform: str) -> Explanation:
             reason = "measured: the tuning that is in use says so"
         elif platform != "cpu":
             reason = "one jax.lax convolution: the vendor's library behind it knows best"
+        if thrice and not empty:
+            reason = f"{reason}; three products of real numbers make the complex one"
         choices.append(Choice(name, product, row.name, reason, flops, others))
     return Explanation(_title(equation.primitive.name, geometry, lhs, channels, out), platform, tuple(choices))
 

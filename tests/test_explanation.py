@@ -75,12 +75,12 @@ def test_text():
         ((64, 32, 32, 3), (5, 5, 3, 6), {"padding": 2}, ("slices", "two_sided", "columns")),
         ((8, 64, 64, 3), (3, 3, 3, 32), {"padding": 1, "strides": 2}, ("taps", "two_sided", "columns")),
         ((2, 64, 64, 3), (3, 3, 3, 32), {"padding": 1, "strides": 2}, ("lax", "lax", "columns")),
-        ((1, 224, 224, 3), (7, 7, 3, 64), {"padding": 3, "strides": 2}, ("slices", "lax", "columns")),
+        ((1, 224, 224, 3), (7, 7, 3, 64), {"padding": 3, "strides": 2}, ("lax", "lax", "columns")),
         ((1, 572, 572, 1), (3, 3, 1, 64), {}, ("taps", "patches", "columns")),
         ((64, 84, 84, 4), (8, 8, 4, 16), {"strides": 4}, ("lax", "two_sided", "subpixel")),
         ((8, 112, 112, 3), (3, 3, 3, 16), {"strides": 2, "padding": 1}, ("taps", "two_sided", "subpixel")),
         ((8, 112, 112, 3), (4, 4, 3, 24), {"strides": 2, "padding": 1}, ("taps", "space_to_depth", "subpixel")),
-        ((64, 64, 64, 3), (4, 4, 3, 64), {"strides": 2, "padding": 1}, ("slices", "space_to_depth", "columns")),
+        ((64, 64, 64, 3), (4, 4, 3, 64), {"strides": 2, "padding": 1}, ("lax", "space_to_depth", "columns")),
         ((4, 128, 128, 4), (7, 7, 4, 64), {"strides": 2, "padding": 3}, ("slices", "slices", "columns")),
         ((1, 224, 224, 3), (3, 3, 3, 64), {"padding": 1}, ("taps", "lax", "columns")),
         ((2, 224, 224, 3), (3, 3, 3, 64), {"padding": 1}, ("taps", "slices", "columns")),
@@ -142,7 +142,7 @@ def test_text():
         ((2, 64, 64, 64, 1), (3, 3, 3, 1, 32), {"padding": 1}, ("taps", "slices", "columns")),
         ((1, 64, 96, 96, 32), (3, 3, 3, 32, 3), {"padding": 1}, ("columns", "slices", "slices")),
         ((1, 512, 512, 21), (16, 16, 21, 21), {"strides": 8, "padding": 4}, ("slices", "two_sided", "subpixel")),
-        ((8, 224, 224, 3), (11, 11, 3, 64), {"strides": 4, "padding": 2}, ("slices", "slices", "subpixel")),
+        ((8, 224, 224, 3), (11, 11, 3, 64), {"strides": 4, "padding": 2}, ("lax", "slices", "subpixel")),
         ((2, 96, 96, 64), (9, 9, 64, 3), {"padding": 4}, ("lax", "exchange", "slices")),
         ((2, 96, 96, 64), (7, 7, 64, 3), {"padding": 3}, ("columns", "exchange", "slices")),
         ((1, 50, 50, 256), (3, 3, 256, 9), {"padding": 1}, ("columns", "exchange", "slices")),
@@ -193,7 +193,7 @@ def test_text():
         ((2, 16000, 1), (10, 1, 512), {"strides": 5}, ("taps", "patches", "lax")),
         ((32, 1000, 12), (16, 12, 64), {"padding": "SAME"}, ("lax", "lax", "columns")),
         ((8, 1024, 64), (3, 64, 64), {"padding": "CAUSAL", "kernel_dilation": 8}, ("lax", "lax", "lax")),
-        ((8, 14, 14, 256), (3, 3, 256, 512), {"padding": 1, "strides": 2}, ("slices", "slices", "columns")),
+        ((8, 14, 14, 256), (3, 3, 256, 512), {"padding": 1, "strides": 2}, ("lax", "slices", "columns")),
         (
             (2, 64, 128, 128),
             (1, 3, 128, 128),
@@ -207,7 +207,7 @@ def test_text():
         ((64, 28, 28, 24), (3, 3, 24, 128), {"strides": 2, "padding": 1}, ("lax", "shifts", "columns")),
         ((32, 32, 32, 24), (3, 3, 24, 32), {"strides": 2, "padding": 1}, ("lax", "shifts", "subpixel")),
         ((16, 16, 16, 64), (4, 4, 64, 64), {"strides": 4}, ("lax", "slices", "spread")),
-        ((4, 64, 64, 96), (3, 3, 96, 128), {"strides": 2, "padding": 1}, ("slices", "shifts", "phases")),
+        ((4, 64, 64, 96), (3, 3, 96, 128), {"strides": 2, "padding": 1}, ("lax", "shifts", "phases")),
         ((16, 16, 16, 192), (3, 3, 192, 32), {"padding": 1}, ("abreast", "winograd", "abreast")),
         ((64, 35, 35, 4), (5, 5, 4, 16), {"padding": 2}, ("lax", "two_sided", "columns")),  # four channels are a vector
         ((128, 14, 14, 6), (7, 7, 6, 16), {"padding": 3}, ("lax", "two_sided", "lax")),
@@ -216,7 +216,30 @@ def test_text():
         ((4, 256, 256, 1), (7, 7, 1, 8), {"padding": 3}, ("taps", "slices", "columns")),
         ((64, 28, 28, 1), (7, 7, 1, 32), {"padding": 3}, ("lax", "slices", "columns")),
         ((8, 112, 112, 24), (3, 3, 24, 32), {}, ("edged", "two_sided", "abreast")),
-        ((4, 64, 64, 48), (3, 3, 48, 48), {"padding": 4, "kernel_dilation": 4}, ("interleaved", "lax", "interleaved")),
+        (
+            (4, 64, 64, 48),
+            (3, 3, 48, 48),
+            {"padding": 4, "kernel_dilation": 4},
+            ("interleaved", "two_sided", "interleaved"),
+        ),
+        ((4, 64, 64, 64), (3, 3, 64, 64), {"padding": 4, "kernel_dilation": 4}, ("abreast", "two_sided", "abreast")),
+        (
+            (4, 64, 64, 32),
+            (3, 3, 32, 32),
+            {"padding": 8, "kernel_dilation": 8},
+            ("interleaved", "two_sided", "interleaved"),
+        ),
+        (
+            (1, 65, 65, 64),
+            (3, 3, 64, 64),
+            {"padding": 4, "kernel_dilation": 4},
+            ("lax", "lax", "lax"),
+        ),  # beside each other
+        ((8, 56, 56, 64), (3, 3, 64, 64), {"padding": 1}, ("abreast", "winograd", "abreast")),
+        ((8, 56, 56, 128), (3, 3, 128, 128), {"padding": 1}, ("winograd", "winograd", "winograd")),
+        ((2, 104, 104, 64), (3, 3, 64, 128), {"strides": 2, "padding": 1}, ("lax", "two_sided", "phases")),
+        ((1, 256, 256, 64), (3, 3, 64, 3), {"padding": 1}, ("columns", "two_sided", "taps")),  # exchanged, one long sum
+        ((2, 256, 256, 64), (3, 3, 64, 3), {"padding": 1}, ("columns", "exchange", "taps")),
     ],
 )
 def test_few_channels_and_what_is_like_them(x, kernel, options, want):

@@ -43,6 +43,9 @@ def bench(
     dtype: Annotated[Dtype, typer.Option(help="of all operands")] = Dtype.float32,
     batch_scale: Annotated[float, typer.Option(help="times every batch, at least one example")] = 1.0,
     odd: Annotated[bool, typer.Option("--odd", help="make every even spatial size odd, one larger")] = False,
+    channels_first: Annotated[
+        bool, typer.Option("--channels-first", help="jconv and lax in NCHW, kernels (out, in, height, width)")
+    ] = False,
     products: Annotated[bool, typer.Option("--products", help="each product alone, too")] = False,
     in_loop: Annotated[bool, typer.Option("--in-loop", help="a step inside lax.scan against outside, too")] = False,
     extra: Annotated[
@@ -67,7 +70,7 @@ def bench(
     Run it on an idle machine. The exit status is 0 whatever the figures are, 2 where there is nothing to measure.
     """
     try:
-        chosen = chosen_layers(file, rows, batch_scale, odd, extra)
+        chosen = chosen_layers(file, rows, batch_scale, odd, channels_first, extra)
         earlier = None if against_file is None else _earlier(against_file)
         names = _contestants(contestants)
     except BenchError as error:
@@ -85,6 +88,7 @@ def bench(
             "dtype": dtype.value,
             "batch_scale": batch_scale,
             "odd": odd,
+            "channels_first": channels_first,
             "products": wanted,
             "contestants": names,
             "repeats": repeats,
@@ -141,7 +145,7 @@ def fail(message: str) -> NoReturn:
 
 
 def chosen_layers(
-    file: pathlib.Path | None, rows: str, batch_scale: float, odd: bool, extra: bool
+    file: pathlib.Path | None, rows: str, batch_scale: float, odd: bool, channels_first: bool, extra: bool
 ) -> list[layers.Layer]:
     """The layers of the command line, changed as it says."""
     if file is None and not extra:
@@ -151,6 +155,8 @@ def chosen_layers(
     listed = [] if file is None else [layers.scaled(layer, batch_scale) for layer in layers.read(file)]
     if odd:
         listed = [layers.odd(layer) for layer in listed]
+    if channels_first:
+        listed = [layers.channels_first(layer) for layer in listed]
     return layers.select(listed + (extras.rows() if extra else []), rows)
 
 

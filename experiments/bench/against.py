@@ -10,7 +10,7 @@ from experiments.bench.layers import BenchError
 from experiments.bench.results import Figure, Row
 
 LEAST_NOISE = 0.05  # two runs of one program on an idle machine differ by this much for no reason
-SAME = ("dtype", "batch_scale", "odd", "platform")  # settings without which times cannot be compared
+SAME = ("dtype", "batch_scale", "odd", "channels_first", "platform")  # settings without which times cannot be compared
 
 
 class Change(NamedTuple):
@@ -32,8 +32,8 @@ class Change(NamedTuple):
 def changes(now: dict[str, Any], then: dict[str, Any]) -> list[Change]:
     """Of every form in both runs, the greatest slowdown first."""
     for setting in SAME:
-        if now["settings"].get(setting) != then["settings"].get(setting):
-            values = [run["settings"].get(setting) for run in (now, then)]
+        values = [run["settings"].get(setting, False) for run in (now, then)]
+        if values[0] != values[1]:
             raise BenchError(f"--against: {setting} is {values[0]!r} now and was {values[1]!r} then")
     earlier = {row["name"]: row for row in then["rows"]}
     found = []

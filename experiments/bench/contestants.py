@@ -8,7 +8,8 @@ Each contestant brings its operators with jconv's signatures, and what a product
     once, loop   one small step downhill, and LOOP_STEPS of them inside one lax.scan
 The stock operators are plain lax in the layouts lax is fastest in, NHWC and HWIO; a stock transposed convolution is
 what `lax.conv_transpose` gives, a convolution with lhs_dilation, and its kernel is in the layout a user of it has,
-(*window, in, out). Every product returns its whole results, so that none of its work is dead.
+(*window, in, out). With `channels_first` all are in NCHW and OIHW, jconv by its data_format. Every product returns its
+whole results, so that none of its work is dead.
 """
 
 from __future__ import annotations
@@ -45,12 +46,29 @@ class Form:
     products: dict[str, Callable[..., Any]]
     function: Callable[..., jax.Array]  # y of all operands but g: what is differentiated
     dkernel: Callable[[np.ndarray], np.ndarray] = lambda dkernel: dkernel  # in jconv's layout
+    channels_first: bool = False
 
     def named(self, product: str, results: Any) -> dict[str, np.ndarray]:
-        """The results of a product by name, in jconv's layouts."""
+        """The results of a product by name, in jconv's layouts, channels last."""
         values = results if isinstance(results, tuple) else (results,)
         named = {name: np.asarray(value) for name, value in zip(RESULTS[product], values)}
+        if self.channels_first:
+            named = {name: channels_last(name, value) for name, value in named.items()}
         return {name: self.dkernel(value) if name == "dkernel" else value for name, value in named.items()}
+
+
+def channels_last(name: str, array: Any) -> Any:
+    """An operand or result in NCHW, a kernel in OIHW, in NHWC and HWIO."""
+    if name in ("kernel", "dkernel"):
+        return array.transpose(*range(2, array.ndim), 1, 0)
+    return array if array.ndim < 2 else np.moveaxis(array, 1, -1)
+
+
+def channels_first(name: str, array: Any) -> Any:
+    """The way back."""
+    if name in ("kernel", "dkernel"):
+        return array.transpose(-1, -2, *range(array.ndim - 2))
+    return array if array.ndim < 2 else jnp.moveaxis(array, -1, 1)
 
 
 def draw(layer: Layer, dtype: str) -> dict[str, np.ndarray]:
@@ -69,28 +87,42 @@ def draw(layer: Layer, dtype: str) -> dict[str, np.ndarray]:
     return operands
 
 
-def stock_conv(x, kernel, bias=None, *, strides, padding, kernel_dilation, feature_group_count=1):
+def _layouts(rank: int, data_format: str) -> tuple[str, str, str]:
+    space = "DHW"[-rank:] if rank < 4 else "ABDEFGHJKL"[:rank]
+    first = data_format == "channels_first"
+    x, kernel = (f"NC{space}", f"OI{space}") if first else (f"N{space}C", f"{space}IO")
+    return x, kernel, x
+
+
+def _biased(y, bias, data_format: str):
+    if bias is None:
+        return y
+    return y + (bias if data_format == "channels_last" else bias.reshape(-1, *(1,) * (y.ndim - 2)))
+
+
+def stock_conv(
+    x, kernel, bias=None, *, strides, padding, kernel_dilation, feature_group_count=1, data_format="channels_last"
+):
     """A convolution in lax as a user writes it; the signature is jconv.conv's."""
-    space = "DHW"[-(x.ndim - 2) :] if x.ndim < 6 else "ABDEFGHJKL"[: x.ndim - 2]
-    layouts = (f"N{space}C", f"{space}IO", f"N{space}C")
     y = lax.conv_general_dilated(
         x,
         kernel,
         strides,
         padding,
         rhs_dilation=kernel_dilation,
-        dimension_numbers=layouts,
+        dimension_numbers=_layouts(x.ndim - 2, data_format),
         feature_group_count=feature_group_count,
     )
-    return y if bias is None else y + bias
+    return _biased(y, bias, data_format)
 
 
 def stock_conv_transpose(
-    y, kernel, bias=None, *, strides, padding, output_padding, kernel_dilation, feature_group_count=1
-):
+    y, kernel, bias=None, *, strides, padding, output_padding, kernel_dilation, feature_group_count=1,
+    data_format="channels_last",
+):  # fmt: skip
     """As lax.conv_transpose: kernel (*window, in // groups, out), its window not turned."""
-    space = "DHW"[-(y.ndim - 2) :] if y.ndim < 6 else "ABDEFGHJKL"[: y.ndim - 2]
-    reach = [d * (w - 1) for d, w in zip(kernel_dilation, kernel.shape)]
+    window = kernel.shape[:-2] if data_format == "channels_last" else kernel.shape[2:]
+    reach = [d * (w - 1) for d, w in zip(kernel_dilation, window)]
     pads = [(r - lo, r - hi + extra) for r, (lo, hi), extra in zip(reach, padding, output_padding)]
     x = lax.conv_general_dilated(
         y,
@@ -99,29 +131,33 @@ def stock_conv_transpose(
         pads,
         lhs_dilation=strides,
         rhs_dilation=kernel_dilation,
-        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
+        dimension_numbers=_layouts(y.ndim - 2, data_format),
         feature_group_count=feature_group_count,
     )
-    return x if bias is None else x + bias
+    return _biased(x, bias, data_format)
 
 
-def _all_axes(window_shape, strides, padding: Pairs):
+def _all_axes(window_shape, strides, padding: Pairs, data_format: str):
+    if data_format == "channels_first":
+        return (1, 1, *window_shape), (1, 1, *strides), ((0, 0), (0, 0), *padding)
     return (1, *window_shape, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0))
 
 
-def stock_max_pool(x, window_shape, strides, padding: Pairs):
+def stock_max_pool(x, window_shape, strides, padding: Pairs, data_format="channels_last"):
     """As flax.linen.max_pool."""
-    return lax.reduce_window(x, -jnp.inf, lax.max, *_all_axes(window_shape, strides, padding))
+    return lax.reduce_window(x, -jnp.inf, lax.max, *_all_axes(window_shape, strides, padding, data_format))
 
 
-def stock_avg_pool(x, window_shape, strides, padding: Pairs, *, count_include_pad=True):
+def stock_avg_pool(x, window_shape, strides, padding: Pairs, *, count_include_pad=True, data_format="channels_last"):
     """As flax.linen.avg_pool."""
-    axes = _all_axes(window_shape, strides, padding)
+    axes = _all_axes(window_shape, strides, padding, data_format)
     zero = np.zeros((), x.dtype)
     total = lax.reduce_window(x, zero, lax.add, *axes)
     if count_include_pad:
         return total / np.asarray(math.prod(window_shape), x.dtype)
-    return total / lax.reduce_window(jnp.ones((1, *x.shape[1:-1], 1), x.dtype), zero, lax.add, *axes)
+    space = x.shape[1:-1] if data_format == "channels_last" else x.shape[2:]
+    one = (1, *space, 1) if data_format == "channels_last" else (1, 1, *space)
+    return total / lax.reduce_window(jnp.ones(one, x.dtype), zero, lax.add, *axes)
 
 
 def _turned(kernel, layer: Layer):
@@ -199,19 +235,28 @@ def _conv_arguments(layer: Layer) -> dict[str, Any]:
         "padding": layer.padding,
         "kernel_dilation": layer.kernel_dilation,
         "feature_group_count": layer.groups,
+        "data_format": _data_format(layer),
     }
 
 
+def _data_format(layer: Layer) -> str:
+    return "channels_first" if layer.channels_first else "channels_last"
+
+
 def _pool(layer: Layer, max_pool: Callable, avg_pool: Callable) -> Callable[[Any], jax.Array]:
-    if layer.op == "max_pool":
-        return lambda x: max_pool(x, layer.window, layer.strides, layer.padding)
-    counted = layer.count_include_pad
-    return lambda x: avg_pool(x, layer.window, layer.strides, layer.padding, count_include_pad=counted)
+    arguments: dict[str, Any] = {"data_format": _data_format(layer)}
+    if layer.op == "avg_pool":
+        arguments["count_include_pad"] = layer.count_include_pad
+    pool = max_pool if layer.op == "max_pool" else avg_pool
+    return lambda x: pool(x, layer.window, layer.strides, layer.padding, **arguments)
 
 
 def _form(layer: Layer, function: Callable[..., jax.Array], operands: Mapping[str, Any]) -> Form:
     names = ("x", "kernel", "bias", "g") if layer.is_convolution else ("x", "g")
-    return Form(tuple(jnp.asarray(operands[name]) for name in names), products_of(function), function)
+    values = [jnp.asarray(operands[name]) for name in names]
+    if layer.channels_first:
+        values = [channels_first(name, value) for name, value in zip(names, values, strict=True)]
+    return Form(tuple(values), products_of(function), function, channels_first=layer.channels_first)
 
 
 def products_of(function: Callable[..., jax.Array]) -> dict[str, Callable[..., Any]]:

@@ -3,7 +3,8 @@
 A file is a list of objects, one a layer. Every one has `name`, `op` (conv, conv_transpose, max_pool or avg_pool),
 `family`, `batch`, `spatial`, `in_channels`, `strides`, `padding` ((low, high) a spatial axis); a convolution has
 `kernel`, `out_channels`, and may have `kernel_dilation`, `groups`, `output_padding`; a pooling has `window`, and
-avg_pool may have `count_include_pad`. Output lengths along one axis, in the letters of `jconv.convolution`:
+avg_pool may have `count_include_pad`. Any may have `channels_first`. Output lengths along one axis, in the letters of
+`jconv.convolution`:
     conv, pooling   (length + l + h - d*(w - 1) - 1) // s + 1
     conv_transpose  (length - 1)*s - l - h + d*(w - 1) + 1 + output_padding
 """
@@ -46,6 +47,7 @@ class Layer:
     output_padding: tuple[int, ...] = ()
     count_include_pad: bool = True
     eager: bool = False  # called without jit
+    channels_first: bool = False  # x (batch, channels, *space), kernel (out, in, *window), in jconv and in stock JAX
     floor: float | None = None  # least lax / jconv, where the row has one of its own
 
     @property
@@ -114,6 +116,7 @@ def from_json(row: Mapping[str, Any]) -> Layer:
                 output_padding=_integers(row.get("output_padding") or [0] * rank),
                 count_include_pad=bool(row.get("count_include_pad", True)),
                 eager=bool(row.get("eager", False)),
+                channels_first=bool(row.get("channels_first", False)),
                 floor=row.get("floor"),
             )
         )
@@ -175,6 +178,11 @@ def select(layers: list[Layer], pattern: str) -> list[Layer]:
 def scaled(layer: Layer, batch_scale: float) -> Layer:
     """The same layer with its batch times batch_scale, at least one example."""
     return dataclasses.replace(layer, batch=max(1, round(layer.batch * batch_scale)))
+
+
+def channels_first(layer: Layer) -> Layer:
+    """The same layer in the layout of a model in NCHW."""
+    return layer if layer.op == PROGRAM else dataclasses.replace(layer, channels_first=True)
 
 
 def odd(layer: Layer) -> Layer:

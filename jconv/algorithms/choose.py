@@ -39,7 +39,7 @@ from jconv.algorithms import (
     worth,
     worth_input_grad,
 )
-from jconv.algorithms.problem import Problem, tap_by_tap, undilated, winograd_wins
+from jconv.algorithms.problem import Problem, tap_by_tap, undilated
 from jconv.algorithms.worth_kernel_grad import blocks_win, few_along, plane_kernel_grad, shared_out, shared_out_of_each
 from jconv.geometry import Geometry
 
@@ -208,7 +208,7 @@ TABLE = (
     Row(
         "winograd",
         lambda p: jnp.issubdtype(p.dtype, jnp.inexact) and winograd.applies(p.geometry),
-        lambda p: winograd_wins(p) and plane_kernel_grad(p) in (None, "winograd"),
+        lambda p: worth.winograd_convolves(p) if p.product == "convolve" else plane_kernel_grad(p) == "winograd",
         "3x3: fewer multiplications, as independent matrix products",
         convolve=winograd.convolve,
         kernel_grad=winograd.kernel_grad,
@@ -280,6 +280,15 @@ def pick(problem: Problem, algorithm: str = "auto", platform: str = "cpu") -> Ro
     raise ValueError(f"algorithm={algorithm!r} does not apply to {problem}")
 
 
+def computing(problem: Problem, algorithm: str = "auto", platform: str = "cpu") -> tuple[Row, bool]:
+    """The row that computes `problem`, and whether a product of complex operands is three of real ones by that row."""
+    row = pick(problem, algorithm, platform)
+    if platform != "cpu" or not jnp.issubdtype(problem.dtype, jnp.complexfloating) or row.name in ADDING:
+        return row, False
+    part = dataclasses.replace(problem, dtype=jnp.finfo(problem.dtype).dtype)
+    return pick(part, algorithm, platform), True
+
+
 def able(problem: Problem) -> list[Row]:
     """The rows of TABLE that can compute `problem`."""
     return [row for row in TABLE if row.function(problem.product) is not None and row.applies(problem)]
@@ -333,7 +342,7 @@ def _of_real_ones(
     does that of complex ones too.
     """
     problem = Problem(product, lhs.shape[0], lhs.shape[-1], rhs.shape[-1], windows.cropped(geometry), dtype)
-    if 0 in (*lhs.shape, *rhs.shape) or pick(problem, algorithm, platform).name in ADDING:
+    if 0 in (*lhs.shape, *rhs.shape) or not computing(problem, algorithm, platform)[1]:
         return _compute(product, lhs, rhs, geometry, precision, dtype, algorithm, platform)
     a, b, p, q = lax.real(lhs), lax.imag(lhs), lax.real(rhs), lax.imag(rhs)
     real = lambda lhs, rhs: _compute(product, lhs, rhs, geometry, precision, a.dtype, algorithm, platform)

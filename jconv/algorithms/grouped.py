@@ -18,7 +18,7 @@ from jax import lax
 from jconv.algorithms import windows
 from jconv.geometry import Geometry
 
-CHUNK_BYTES = 1 << 20  # input, patches and result of the images of one group taken at once
+CHUNK_BYTES = 4 << 20  # input and result of the images of one group taken at once
 ROWS = 8  # parts that the rows of a kernel gradient are added up in, if there are PART places in each:
 PART = 256  # of a long window the parts' sums are larger than their operands
 VECTOR = 16  # channels up to which groups are joined: block-diagonal kernels, whose zeros cost less than short rows
@@ -66,9 +66,11 @@ def _own(dw: jax.Array, joined: int) -> jax.Array:
 
 
 def _images(x: jax.Array, geometry: Geometry, out: int, groups: int) -> int:
-    """How many images of one of `groups` groups to take at once, a divisor of the batch."""
-    patches, inputs = math.prod(geometry.output) * geometry.taps, math.prod(geometry.input)
-    elements = (patches + inputs) * (x.shape[-1] // groups) + math.prod(geometry.output) * (out // groups)
+    """How many images of one of `groups` groups to take at once, a divisor of the batch.
+
+    What patches the dense convolution takes of them, if any, it takes from cache itself.
+    """
+    elements = math.prod(geometry.input) * (x.shape[-1] // groups) + math.prod(geometry.output) * (out // groups)
     return windows.images_at_once(x.shape[0], elements * x.dtype.itemsize, CHUNK_BYTES) or x.shape[0]
 
 

@@ -41,7 +41,15 @@ from jconv.algorithms.problem import (
     winograd_seconds,
     winograd_wins,
 )
-from jconv.algorithms.worth_kernel_grad import large_forms_of_few, plane_kernel_grad
+from jconv.algorithms.worth_kernel_grad import (
+    FEWEST_OF_FORMS,
+    LEAST_LINES,
+    beside_each_other,
+    dilated_of_few,
+    large_forms_of_few,
+    plane_kernel_grad,
+    small_of_few_images,
+)
 
 SLICED_FLOPS = 240  # a copied element of x, from which the copy is worth it,
 SLICED_FLOPS_OF_FEW = 48  # and with stride 1 where lax gathers fewer channels than a vector's one by one,
@@ -62,12 +70,14 @@ FEWEST_PLACES = 4100  # below which lax takes a tenth of a millisecond or two
 MOST_CHANNELS = 8  # and
 MOST_OUTPUTS = 64  # above which lax gathers less for each multiplication
 LANES = 32  # channels of a group up to which its convolution is some vectors,
-FEWER_LANES = 24  # and of an input gradient, whose kernel is turned by group, of one axis, and of FEW to many
+FEWER_LANES = 24  # and of an input gradient, whose kernel is turned by group, of one axis, of FEW to many, and of
+MOST_OF_LANES = 9  # or more taps
 FILLED = 24  # channels that lax reads by vectors, in and out, wherever they stand
 LEAST_ROW_FLOPS = 5.5e6  # of a row of images abreast,
 LEAST_ROW_PLACES = 3500  # and width times outputs of it, from which both cores have a part
 MOST_OF_PATCH = 4  # taps of a strided window, up to which lines are ahead of lax on both cores
 SHORT_ROW = 8  # places of its result, too
+STEPPED_ROW = 40  # places of a strided result, below which lines of a whole block of channels are ahead of lax
 LARGE_KERNEL = 1.2e5  # elements, whose outputs lax divides between the cores
 MOST_FILLED_UP = 1.15  # places of interleaved images, for each of the result's, up to which few channels gain,
 MOST_FILLED_UP_OF_ODD = 1.3  # and where they fill no vector
@@ -78,6 +88,7 @@ LEAST_PADDED = 16  # taps along a line,
 FEW_LINES = 4  # of a batch, since of more lax has long rows in spite of the padding
 LEAST_ABREAST = 250  # floating-point operations an element of x and y, from which images are worth to be copied abreast
 LEAST_ABREAST_FLOPS = 5e7  # of all images, below which two copies take what the second core saves
+MOST_BETWEEN = 1.15  # places of images side by side, for each of the result's, where a window is dilated
 LEAST_ABREAST_OF_ODD = 120  # and where channels are filled up to a vector
 
 
@@ -123,6 +134,8 @@ def sliced_wins(problem: Problem) -> bool:
     if channels >= 2 and rows <= slices.SIDE_BY_SIDE:  # the taps' rows become channels, one copy of x
         copied = geometry.output[0] * geometry.input[1] * rows
         few = channels < abreast.VECTOR
+        if few and out == cost.BLOCK and not dense:  # a whole block, which lax reads where it stands
+            return False
         least = (SLICED_FLOPS_OF_FEW if dense else STEPPED_FLOPS_OF_FEW) if few else SLICED_FLOPS
         least = SLICED_FLOPS_OF_ODD if channels % 4 and channels > FEW else least
         images = problem.batch if isinstance(problem.batch, int) else 1
@@ -137,9 +150,10 @@ def sliced_wins(problem: Problem) -> bool:
     per_result = 2 * geometry.taps * channels  # each row of taps is a pass over the result
     if channels % 4 and per_result >= ODD_FLOPS and last.output <= cost.BLOCK:
         return True
-    if not dense and channels >= MIDDLING and last.output < cost.BLOCK:
+    if not dense and channels >= MIDDLING:
         both_cores = geometry.taps > MOST_OF_PATCH and last.output > SHORT_ROW and on_both_cores(problem)
-        return out >= cost.BLOCK and problem.batch != 1 and not both_cores
+        block = channels == cost.BLOCK < out and geometry.taps < LEAST_LINES and last.output < STEPPED_ROW
+        return block and problem.batch != 1 and not both_cores
     one_core = max(out, last.output) < 1.6 * cost.BLOCK
     enough = per_result >= (2 * SUMMED_FLOPS if may_stand_abreast(problem) else SUMMED_FLOPS)
     return one_core and enough
@@ -167,6 +181,11 @@ def abreast_wins(problem: Problem) -> bool:
     geometry, channels, out = problem.geometry, problem.channels, problem.out
     if not may_stand_abreast(problem) or fills_no_vector(problem):
         return may_stand_abreast(problem)
+    if geometry.turned and beside_each_other(problem):
+        return False
+    stepped = channels >= MIDDLING and any(axis.stride > 1 for axis in geometry.axes)
+    if stepped and (geometry.taps < LEAST_LINES or channels >= cost.BLOCK):  # lax divides their steps as well
+        return False
     sizes = (problem.batch, geometry, channels, out)
     if on_both_cores(problem) or cost.flops(*sizes) < LEAST_ABREAST_FLOPS:
         return False
@@ -174,6 +193,19 @@ def abreast_wins(problem: Problem) -> bool:
         return problem.batch > 1 or all(axis.stride == 1 for axis in geometry.axes)
     count, flops = abreast.abreast(*sizes), cost.flops(1, geometry, channels, out) / geometry.output[0]
     return count * flops >= LEAST_ROW_FLOPS and count * geometry.output[-1] * out >= LEAST_ROW_PLACES
+
+
+def winograd_convolves(problem: Problem) -> bool:
+    """But for input gradients that lax computes beside a kernel gradient, and where images abreast take less."""
+    beside = problem.geometry.turned and beside_each_other(problem)
+    return winograd_wins(problem) and not beside and not abreast_of_few(problem)
+
+
+def abreast_of_few(problem: Problem) -> bool:
+    """Where images abreast are level with Winograd's multiplications, and add up more exactly, in less memory."""
+    some = problem.product == "convolve" and min(problem.channels, problem.out) >= cost.BLOCK
+    few = some and problem.channels + problem.out < FEWEST_OF_FORMS
+    return few and not beside_each_other(problem) and abreast_wins(problem)
 
 
 def fills_no_vector(problem: Problem) -> bool:
@@ -196,7 +228,8 @@ def may_stand_abreast(problem: Problem) -> bool:
         return False
     odd = fills_no_vector(problem)
     last = geometry.axes[-1]
-    if last.dilation > 1 and last.window > 1 and not odd:  # zeros as wide as the dilation stand between the images
+    between = abreast.pitch(last) / max(1, last.output)  # zeros as wide as the dilation stand between the images
+    if last.dilation > 1 and last.window > 1 and not odd and between > MOST_BETWEEN:
         return False
     if cost.flops(1, geometry, channels, out) < (LEAST_ABREAST_OF_ODD if odd else LEAST_ABREAST) * moved:
         return False
@@ -243,6 +276,7 @@ def lanes_win(problem: Problem) -> bool:
     groups = problem.geometry.groups
     each, depth = problem.channels // groups, problem.out // groups
     fewer = problem.geometry.turned or problem.geometry.rank == 1 or min(each, depth) < FEW
+    fewer = fewer or problem.geometry.taps > MOST_OF_LANES
     most = lanes.MOST_CHANNELS if problem.product != "convolve" else FEWER_LANES if fewer else LANES
     return groups >= 4 and depth % 4 == 0 and max(each, depth) <= most
 
@@ -312,11 +346,16 @@ def interleaved_wins(problem: Problem) -> bool:
             return False
         most = MOST_FILLED_UP_OF_ODD if odd else MOST_FILLED_UP
         return narrowest >= FEW and enough and interleaved.waste(geometry) <= most
-    if problem.product == "kernel_grad" and large_forms_of_few(problem):
+    if problem.product == "kernel_grad" and (large_forms_of_few(problem) or small_of_few_images(problem)):
         return False
     inner = dataclasses.replace(problem, batch=batch * interleaved.images(geometry), geometry=dense)
+    alone = batch == 1 and problem.channels + problem.out < FEWEST_OF_FORMS
+    if abreast_of_few(problem) or dilated_of_few(problem) or alone:
+        return False
     if narrowest < cost.BLOCK and problem.product == "convolve":
-        few = batch * math.prod(geometry.output) < LEAST_INTERLEAVED or problem.out < LEAST_INTERLEAVED_OUT
+        enough = problem.out >= LEAST_INTERLEAVED_OUT or problem.channels >= cost.BLOCK
+        least = LEAST_INTERLEAVED if enough else 4 * LEAST_INTERLEAVED
+        few = batch * math.prod(geometry.output) < least
         return not few and not fills_no_vector(problem) and interleaved.waste(geometry) <= MOST_FILLED_UP
     if narrowest < cost.BLOCK or max(problem.channels, problem.out) >= MOST_INTERLEAVED or not winograd_wins(inner):
         return False

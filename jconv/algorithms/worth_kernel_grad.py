@@ -3,6 +3,7 @@
 The bounds were found as those of worth.py.
 """
 
+import dataclasses
 import math
 
 import jax.numpy as jnp
@@ -42,6 +43,10 @@ MOST_WASTED = 1.13  # taps that are computed, for each of the kernel's,
 LONG_STRIDE = 4  # where their blocks are so long;
 MOST_WASTED_OF_FEW = 1.15  # and in planes of fewer than NARROW channels
 MOST_BESIDE = 16  # taps of a strided window copied beside few channels, where the outputs are many
+FEWEST_OF_FORMS = 192  # channels in and out together, of fewer Winograd's forms take longer than what adds up
+SMALL_BESIDE = 5e8  # floating-point operations of each, up to which both gradients are lax's,
+SMALLER_BESIDE = 3e8  # and where the forward pass is, too
+FEW_IMAGES = 4
 MOST_SHARED = 48  # channels in or out up to which the taps of a kernel gradient are shared out,
 SHARED_COPIES = 0.9  # times the elements that patches of x or g would copy
 MOST_HALVES_TAPS = 16  # of a strided window whose channels fill no whole blocks,
@@ -87,14 +92,16 @@ def plane_kernel_grad(problem: Problem) -> str | None:
     if shared_out(problem):
         return "two_sided"
     if exchange.applies(geometry) and out < min(NARROW, channels):
-        return "exchange"
+        return "two_sided" if one_long_sum(problem) else "exchange"
     if winograd.applies(geometry) and winograd_wins(problem):
-        return "winograd"
+        return "lax" if beside_each_other(problem) else "winograd"
     if space_to_depth.applies(geometry) and blocks_of_plane(problem):
         return "space_to_depth"
     if space_to_depth.applies(geometry) and FEW <= channels < NARROW and large_steps(problem):
         return "lax"
-    if min(channels, out) < 2 * NARROW and gathered_by_rows(problem):
+    if dilated_of_few(problem):
+        return "two_sided"
+    if gathered_by_rows(problem) and (min(channels, out) < 2 * NARROW or small_of_few_images(problem)):
         return "lax"
     if large_forms_of_few(problem) and gathered_by_rows(problem) and shifts.applies(geometry):
         return "shifts"
@@ -117,6 +124,16 @@ def plane_kernel_grad(problem: Problem) -> str | None:
     if few and steps and patches.applies(geometry):
         return steps_of_few(problem)
     return "patches" if few and patches.applies(geometry) else "slices" if slices.applies(geometry) else None
+
+
+def one_long_sum(problem: Problem) -> bool:
+    """A last layer's gradient that is, exchanged, a first layer's of one image, which lax adds up place after place.
+
+    Of 64 x 64 places it loses seven times what lax does in the layer as it stands, of 256 x 256 twenty times.
+    """
+    turned = problem.geometry.for_input_grad()
+    exchanged = dataclasses.replace(problem, channels=problem.out, out=problem.channels, geometry=turned)
+    return two_sided.applies(problem.geometry) and few_of_one_image(exchanged)
 
 
 def fewer_lines(problem: Problem) -> bool:
@@ -215,6 +232,42 @@ def steps_of_few(problem: Problem) -> str:
     if geometry.taps <= most and two_sided.applies(geometry):
         return "two_sided"
     return "slices" if many and 1 < channels <= FEWEST_GATHERED and slices.applies(geometry) else "patches"
+
+
+def dilated_of_few(problem: Problem) -> bool:
+    """A dilated window's gradient of 32 channels to 96, which takes two to three times as long in lax.
+
+    Of 4 x 64 x 64 x 48 23 ms, and shared out 9: the whole step in half the time, though lax leaves the other core free.
+    """
+    geometry, channels, out = problem.geometry, problem.channels, problem.out
+    dilated = all(axis.dilation > 1 and axis.stride == 1 for axis in geometry.axes) and geometry.rank == 2
+    some = min(channels, out) >= NARROW and channels + out < FEWEST_OF_FORMS and two_sided.applies(geometry)
+    if not (dilated and some) or problem.product != "kernel_grad" or problem.dtype != jnp.float32:
+        return False
+    operations = cost.flops(problem.batch, geometry, channels, out)
+    return operations > SMALL_SUM and not small_of_few_images(problem)
+
+
+def small_of_few_images(problem: Problem) -> bool:
+    """A kernel gradient that lax has done, on one core, before it has the other products on the other."""
+    few = isinstance(problem.batch, int) and problem.batch < FEW_IMAGES
+    return few and cost.flops(problem.batch, problem.geometry, problem.channels, problem.out) <= 5 * SMALL_SUM
+
+
+def beside_each_other(problem: Problem) -> bool:
+    """3x3 of 64 channels, or a few more, and so little to compute that both gradients are lax's, on one core each.
+
+    Of 2 x 56 x 56 x 64 a step takes 7.5 ms, and 9 to 11 with either's faster form, which wants both cores.
+    """
+    geometry, channels, out = problem.geometry, problem.channels, problem.out
+    if not winograd.applies(geometry) or problem.dtype != jnp.float32 or not isinstance(problem.batch, int):
+        return False
+    operations = cost.flops(problem.batch, geometry, channels, out)
+    if min(channels, out) >= cost.BLOCK and channels + out < FEWEST_OF_FORMS:
+        return operations <= SMALL_BESIDE
+    # Or where the convolutions are lax's in any case.
+    lax_convolves = not winograd_wins(dataclasses.replace(problem, product="convolve"))
+    return problem.product == "kernel_grad" and operations <= SMALLER_BESIDE and lax_convolves
 
 
 def gathered_by_rows(problem: Problem) -> bool:

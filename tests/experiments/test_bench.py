@@ -120,6 +120,22 @@ def test_rows_products_loop_and_against(whole_run, toys):
     assert "Against" in done.stdout
 
 
+def test_channels_first(toys):
+    """Kept in the file, and no run of NHWC is held against it."""
+    json_file = toys.with_name("first.json")
+    arguments = ("--rows", "^toy_up", "--repeats", 1, "--contestants", "jconv,lax", "--channels-first", "--products")
+    done = run_command(toys, *arguments, "--json", json_file)
+    assert done.returncode == 0, done.stderr
+    run = json.loads(json_file.read_text())
+    assert run["settings"]["channels_first"]
+    assert run["rows"][0]["layer"]["channels_first"]
+    assert max(run["rows"][0]["errors"]["step"]["jconv"].values()) < 1e-5
+    assert all(run["rows"][0]["runs"][product]["jconv"]["seconds"] for product in ("step", "kernel_grad", "input_grad"))
+    done = run_command(toys, "--against", json_file)
+    assert done.returncode == 2
+    assert "channels_first is False now and was True then" in done.stderr
+
+
 def test_an_eager_layer_runs_in_no_loop(toys):
     """lax.scan outside of jit is compiled at every call: that would be timed."""
     rows, json_file = toys.with_name("eager_layer.json"), toys.with_name("eager.json")
@@ -197,11 +213,16 @@ def test_odd_and_scaled_layers():
 
 
 @pytest.mark.parametrize("toy", [*TOYS, PATCH.to_json()], ids=lambda toy: toy["name"])
-@pytest.mark.parametrize("change", [lambda layer: layer, layers.odd], ids=["even", "odd"])
-def test_stock_forms_are_what_float64_says(toy, change):
+@pytest.mark.parametrize(
+    "change", [lambda layer: layer, layers.odd, layers.channels_first], ids=["even", "odd", "NCHW"]
+)
+@pytest.mark.parametrize("contestant", ["lax", "jconv"])
+def test_forms_are_what_float64_says(toy, change, contestant):
     layer = change(layers.from_json(toy))
     operands = contestants.draw(layer, "float32")
-    form = contestants.form("lax", layer, operands)
+    form = contestants.form(contestant, layer, operands)
+    batch, channels = form.operands[0].shape[0], form.operands[0].shape[1 if layer.channels_first else -1]
+    assert (batch, channels) == (layer.batch, layer.in_channels)
     wanted = truth.step(layer, operands)
     for product, names in contestants.RESULTS.items():
         if product != "kernel_grad" or layer.is_convolution:
