@@ -65,6 +65,7 @@ FEW_LINES_OUT = ((3, 32), (4, 16))  # channels, and so many outputs, which lax g
 LONG_ROW = 96  # elements
 LARGEST_RESULT = 16 << 20  # bytes that an allocator keeps; those of a second buffer it gives back; see windows.MAPPED
 MOST_NUMBERS = (36, 2400), (64, 1700), (72, 640)  # of taps times channels, the most elements of their kernel
+FEW_PLACES_OF_ONE = 1 << 14
 FEW_OF_ONE = 16  # outputs up to which one channel's taps may be twice as many
 FEWEST_PLACES = 4100  # below which lax takes a tenth of a millisecond or two
 MOST_CHANNELS = 8  # and
@@ -109,9 +110,16 @@ def few_channels(problem: Problem) -> bool:
 
 
 def one_channel(problem: Problem) -> bool:
-    """One multiply-add a tap; lax gathers 49 taps of one channel for 8 outputs six times as long."""
-    most = 2 * MOST_OF_ONE if problem.out <= FEW_OF_ONE else MOST_OF_ONE
-    return problem.product == "convolve" and problem.channels == 1 and problem.geometry.taps <= most
+    """One multiply-add a tap; lax gathers 49 taps of one channel for 8 outputs six times as long.
+
+    Many taps of a few places, for whole vectors of outputs, lax has multiplied before the loop is begun.
+    """
+    geometry, out = problem.geometry, problem.out
+    if problem.product != "convolve" or problem.channels != 1:
+        return False
+    places = problem.batch * math.prod(geometry.output) if isinstance(problem.batch, int) else math.inf
+    small = geometry.rank == 2 and geometry.taps >= LEAST_LINES and out >= NARROW and places <= FEW_PLACES_OF_ONE
+    return not small and geometry.taps <= (2 * MOST_OF_ONE if out <= FEW_OF_ONE else MOST_OF_ONE)
 
 
 def sliced_wins(problem: Problem) -> bool:
