@@ -183,10 +183,12 @@ def _check_bias(fun: str, bias: Any, out: int) -> None:
 
 @functools.lru_cache(maxsize=4096)
 def _plan(
-    fun: str, geometry: geo.Geometry, precision: Any, algorithm: tuple[str, str, str], operand: Any, result: Any,
-    channels: int, out: int,
+    fun: str, geometry: geo.Geometry, data_format: str, precision: Any, algorithm: tuple[str, str, str], operand: Any,
+    result: Any, channels: int, out: int,
 ) -> Plan:  # fmt: skip
     choose.check(fun, algorithm, geometry, channels, out, result)
+    if data_format == "channels_first":
+        geometry = geometry.with_out_first()
     return Plan(geometry, How(precision, algorithm), operand, result)
 
 
@@ -211,7 +213,7 @@ def conv(
     geometry, values = _geometry(fun, x_shape[int(batched) : -1], k_shape[:-2], *options)
     result = arguments.result_dtype(fun, preferred_element_type, x.dtype)
     how = arguments.precision(fun, precision), arguments.algorithm(fun, algorithm)
-    plan = _plan(fun, geometry, *how, x.dtype, result, x_shape[-1], k_shape[-1])
+    plan = _plan(fun, geometry, data_format, *how, x.dtype, result, x_shape[-1], k_shape[-1])
     return _run_conv(Call(plan, data_format, batched, values), x, kernel, bias)
 
 
@@ -250,7 +252,7 @@ def transpose(
     geometry, values = _geometry(fun, space, k_shape[:-2], *options)
     result = arguments.result_dtype(fun, preferred_element_type, y.dtype)
     how = arguments.precision(fun, precision), arguments.algorithm(fun, algorithm)
-    plan = _plan(fun, geometry, *how, y.dtype, result, channels, k_shape[-1])
+    plan = _plan(fun, geometry, data_format, *how, y.dtype, result, channels, k_shape[-1])
     return _run_input_grad(Call(plan, data_format, batched, values), y, kernel, bias)
 
 
@@ -275,7 +277,7 @@ def kernel_grad(
     arguments.same_dtype(fun, x=x, g=g)
     result = arguments.result_dtype(fun, preferred_element_type, x.dtype)
     how = arguments.precision(fun, precision), arguments.algorithm(fun, algorithm)
-    plan = _plan(fun, geometry, *how, x.dtype, result, x_shape[-1], k_shape[-1])
+    plan = _plan(fun, geometry, data_format, *how, x.dtype, result, x_shape[-1], k_shape[-1])
     return _run_kernel_grad(Call(plan, data_format, batched, values), x, g)
 
 
@@ -300,7 +302,7 @@ def input_grad(
     arguments.same_dtype(fun, g=g, kernel=kernel)
     result = arguments.result_dtype(fun, preferred_element_type, g.dtype)
     how = arguments.precision(fun, precision), arguments.algorithm(fun, algorithm)
-    plan = _plan(fun, geometry, *how, g.dtype, result, x_shape[-1], k_shape[-1])
+    plan = _plan(fun, geometry, data_format, *how, g.dtype, result, x_shape[-1], k_shape[-1])
     return _run_input_grad(Call(plan, data_format, batched, values), g, kernel, None)
 
 

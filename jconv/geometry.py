@@ -55,6 +55,10 @@ class Axis:
         """Whether any window reaches beyond the input."""
         return self.low > 0 or self.high > 0
 
+    def with_out_first(self) -> "Geometry":
+        """For a kernel stored (out, in, *window); of groups, whose channels are brought together first, nothing changes."""
+        return self if self.groups > 1 else dataclasses.replace(self, turned=True)
+
     def for_kernel_grad(self) -> "Axis":
         """The axis of the valid cross-correlation of x with g: stride and dilation change places."""
         return dataclasses.replace(
@@ -107,8 +111,8 @@ class Axis:
 class Geometry:
     """All spatial axes of a window, and the number of groups that the channels are split into.
 
-    turned: the kernel is that of an input gradient, turned by a view: in memory its out channels come before the in. A
-    hint to the algorithms, for the same values.
+    turned: in memory the kernel's out channels come before the in, since it is that of an input gradient, turned by a
+    view, or stored (out, in, *window). A hint to the algorithms, for the same values.
     """
 
     axes: tuple[Axis, ...]
@@ -134,6 +138,10 @@ class Geometry:
     @property
     def taps(self) -> int:
         return math.prod(self.window)
+
+    def with_out_first(self) -> "Geometry":
+        """For a kernel stored (out, in, *window); of groups, whose channels are brought together first, nothing changes."""
+        return self if self.groups > 1 else dataclasses.replace(self, turned=True)
 
     def for_kernel_grad(self) -> "Geometry":
         return dataclasses.replace(self, axes=tuple(axis.for_kernel_grad() for axis in self.axes))

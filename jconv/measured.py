@@ -133,6 +133,7 @@ def algorithms(
         return asked  # a symbolic size, in an export, is none that was measured; an empty product is nothing to measure
     dtypes = (str(lhs.dtype), str(rhs.dtype))
     precision = str(how.precision)
+    geometry = dataclasses.replace(geometry, turned=False)  # where the kernel lies in memory is not told apart
     found = Product(product, lhs.shape, rhs.shape, dtypes, str(dtype), geometry, examples, precision, platform)
     names = list(asked)
     names[number] = choice.algorithm(found, how.precision)
