@@ -55,10 +55,6 @@ class Axis:
         """Whether any window reaches beyond the input."""
         return self.low > 0 or self.high > 0
 
-    def with_out_first(self) -> "Geometry":
-        """For a kernel stored (out, in, *window); of groups, whose channels are brought together first, nothing changes."""
-        return self if self.groups > 1 else dataclasses.replace(self, turned=True)
-
     def for_kernel_grad(self) -> "Axis":
         """The axis of the valid cross-correlation of x with g: stride and dilation change places."""
         return dataclasses.replace(
@@ -140,7 +136,7 @@ class Geometry:
         return math.prod(self.window)
 
     def with_out_first(self) -> "Geometry":
-        """For a kernel stored (out, in, *window); of groups, whose channels are brought together first, nothing changes."""
+        """For a kernel stored (out, in, *window); groups stay as they are, since their channels are copied first."""
         return self if self.groups > 1 else dataclasses.replace(self, turned=True)
 
     def for_kernel_grad(self) -> "Geometry":

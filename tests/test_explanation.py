@@ -305,3 +305,40 @@ def test_gradients_of_steps_with_a_large_kernel(batch, size, want):
     x, kernel = shape(batch, 16, 16, 128), shape(size, size, 128, 256)
     chosen = jconv.explain(x, kernel, strides=2, padding="SAME", platform="cpu")
     assert chosen["input_grad"].algorithm == want
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "options", "want"),
+    [
+        ((2, 6, 6, 4), (1, 1, 4, 8), {}, "lax"),  # three thin products of real numbers, which are lax's
+        ((2, 6, 6, 64), (1, 1, 64, 32), {}, "matmul"),
+    ],
+)
+def test_of_a_complex_product_the_real_ones_are_told(x, kernel, options, want, monkeypatch):
+    operands = shape(*x, dtype="complex64"), shape(*kernel, dtype="complex64")
+    told = jconv.explain(*operands, platform="cpu", **options)["forward"]
+    assert (told.algorithm, told.reason.endswith("three products of real numbers make the complex one")) == (want, True)
+    on_other = jconv.explain(*operands, platform="tpu", **options)["forward"]
+    assert "real" not in on_other.reason
+    picked, pick = [], choose.pick
+
+    def recording(problem, algorithm="auto", platform="cpu"):
+        row = pick(problem, algorithm, platform)
+        picked.append((jnp.dtype(problem.dtype).name, row.name))
+        return row
+
+    monkeypatch.setattr(choose, "pick", recording)
+    jax.clear_caches()
+    jax.jit(lambda x, k: jconv.conv(x, k, **options)).trace(*operands).lower(lowering_platforms=("cpu",))
+    assert picked[-1] == ("float32", want)
+
+
+def test_a_complex_sum_of_taps_is_told_as_it_is():
+    told = jconv.explain(
+        shape(2, 9, 9, 8, dtype="complex64"),
+        shape(3, 3, 1, 8, dtype="complex64"),
+        feature_group_count=8,
+        platform="cpu",
+    )
+    assert {choice.algorithm for choice in told.choices} == {"taps"}
+    assert not any("real" in choice.reason for choice in told.choices)

@@ -450,3 +450,30 @@ def test_a_kernel_an_example_has_a_gradient_an_example():
     f = jax.grad(lambda k: jax.vmap(lambda x, k: conv(DENSE)(x[None], k).sum())(x, k).sum())
     (equation,) = [e for e in equations(jax.make_jaxpr(f)(kernels)) if e.primitive.name == "kernel_grad"]
     assert equation.outvars[0].aval.shape == kernels.shape
+
+
+def products_of_kernels(fun, *shapes):
+    """Which axis of the second operand each matrix product of the lowered program sums over."""
+    text = jax.jit(fun).lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).as_text()
+    return set(re.findall(r"stablehlo.dot_general .*contracting_dims = \[\d\] x \[(\d)\]", text))
+
+
+@pytest.mark.parametrize(("window", "algorithm"), [((3, 3), "shifts"), ((1, 1), "matmul")])
+def test_a_kernel_stored_out_first_is_read_as_it_is_stored(window, algorithm):
+    """(out, in, height, width), of models in NCHW: XLA brings large ones into another order element by element."""
+    how = {"padding": "SAME", "algorithm": {"forward": algorithm}}
+    last = lambda x, k: jconv.conv(x, k, **how)
+    assert products_of_kernels(last, (2, 6, 7, 20), (*window, 20, 24)) == {"0"}
+    first = lambda x, k: jconv.conv(x, k, data_format="channels_first", **how)
+    assert products_of_kernels(first, (2, 20, 6, 7), (24, 20, *window)) == {"1"}
+
+
+@pytest.mark.parametrize(("order", "axis"), [("OIHW", "1"), ("HWIO", "0"), ("HWOI", "1")])
+def test_accelerate_reads_a_kernel_as_it_is_stored(order, axis):
+    sizes = {"O": 512, "I": 256, "H": 3, "W": 3}
+
+    def layer(x, k):
+        return jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NCHW", order, "NCHW"))
+
+    shapes = (1, 256, 4, 4), tuple(sizes[letter] for letter in order)
+    assert products_of_kernels(jconv.accelerate(layer), *shapes) == {axis}

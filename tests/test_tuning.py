@@ -306,6 +306,16 @@ def test_the_choice_runs_in_its_place_and_only_there():
     assert measured.in_use() is None
 
 
+def test_the_choice_holds_for_kernels_stored_in_another_order():
+    """What was measured of a layer in NHWC is of the same product in NCHW, whose kernel is (out, in, height, width)."""
+    both = jax.value_and_grad(loss, argnums=(0, 1))
+    first = jax.value_and_grad(lambda k, x: jconv.conv(x, k, padding=1, data_format="channels_first").sum(), (0, 1))
+    operands = np.transpose(K, (3, 2, 0, 1)), np.transpose(X, (0, 3, 1, 2))
+    assert convolutions(first, *operands) == 3
+    with made_up(both, K, X, name="shifts"):
+        assert convolutions(first, *operands) == 0
+
+
 def test_what_is_compiled_is_known_again_and_never_mistaken(monkeypatch):
     """The user's own jitted function, and jconv's: a program for each choice, and none compiled twice."""
     picked, pick = [], choose.pick

@@ -69,11 +69,11 @@ def _always(problem: Problem) -> bool:
 
 def _compute(
     product: str, lhs: jax.Array, rhs: jax.Array, geometry: Geometry, precision: Any, dtype: Any,
-    algorithm: str = "auto", platform: str = "cpu",
+    algorithm: str = "auto", platform: str = "cpu", part: bool = False,
 ) -> jax.Array:  # fmt: skip
     """One product by the table, cropped first; rhs is the kernel for "convolve", g for "kernel_grad"."""
     cropped = windows.cropped(geometry)
-    problem = Problem(product, lhs.shape[0], lhs.shape[-1], rhs.shape[-1], cropped, dtype)
+    problem = Problem(product, lhs.shape[0], lhs.shape[-1], rhs.shape[-1], cropped, dtype, part)
     if 0 in (lhs.shape[0], lhs.shape[-1], rhs.size, *cropped.input, *cropped.output):  # an empty sum, or result
         algorithm = "lax"
     row = pick(problem, algorithm, platform)
@@ -83,8 +83,8 @@ def _compute(
 
 
 # What an algorithm calls for its parts: a phase, or a slice of lower rank, is computed by the best of the table.
-_inner = functools.partial(_compute, "convolve")
-_inner_kernel_grad = functools.partial(_compute, "kernel_grad")
+_inner = functools.partial(_compute, "convolve", part=True)
+_inner_kernel_grad = functools.partial(_compute, "kernel_grad", part=True)
 
 MOST_PATCHES = 1 << 21  # elements of one example's patches up to which a few examples are computed at a time
 

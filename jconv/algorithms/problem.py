@@ -31,7 +31,10 @@ LEAST_SECONDS = 5e-4  # of a lax convolution from which a program that takes hal
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One product to compute: geometry is cropped; an input gradient is a convolution along for_input_grad()."""
+    """One product to compute: geometry is cropped; an input gradient is a convolution along for_input_grad().
+
+    part: it is one of several that an algorithm calls, one after the other, and has no gradient beside it.
+    """
 
     product: str  # "convolve" or "kernel_grad"
     batch: Any  # an int, or a symbolic dimension while exporting
@@ -39,6 +42,7 @@ class Problem:
     out: int
     geometry: Geometry
     dtype: Any
+    part: bool = False
 
     @property
     def real(self) -> bool:

@@ -250,7 +250,7 @@ def dilated_of_few(problem: Problem) -> bool:
 
 def small_of_few_images(problem: Problem) -> bool:
     """A kernel gradient that lax has done, on one core, before it has the other products on the other."""
-    few = isinstance(problem.batch, int) and problem.batch < FEW_IMAGES
+    few = isinstance(problem.batch, int) and problem.batch < FEW_IMAGES and not problem.part
     return few and cost.flops(problem.batch, problem.geometry, problem.channels, problem.out) <= 5 * SMALL_SUM
 
 
@@ -261,6 +261,8 @@ def beside_each_other(problem: Problem) -> bool:
     """
     geometry, channels, out = problem.geometry, problem.channels, problem.out
     if not winograd.applies(geometry) or problem.dtype != jnp.float32 or not isinstance(problem.batch, int):
+        return False
+    if problem.part:
         return False
     operations = cost.flops(problem.batch, geometry, channels, out)
     if min(channels, out) >= cost.BLOCK and channels + out < FEWEST_OF_FORMS:

@@ -45,3 +45,21 @@ def test_few_outputs_of_many_channels():
     text = f.lower(x, g).as_text()
     assert "x27xf32>" in text  # nine rows of taps of three outputs, side by side
     assert "x576xf32>" not in text  # nine rows of taps of 64 channels
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_one_image_is_no_single_sum(batch):
+    """Exchanged, a last layer's gradient of one image is a first layer's, which lax adds up place after place.
+
+    At most twice the error of lax' own gradient of the layer, over 9216 places.
+    """
+    rng = np.random.default_rng(0)
+    x, g = (rng.standard_normal((batch, 96, 96, n)).astype(np.float32) for n in (16, 3))
+    kernel = (3, 3, 16, 3)
+    exact = reference.conv_kernel_grad(x, g, kernel, padding=1)
+    error = lambda dk: np.abs(dk - exact).max()
+    ours = jax.jit(lambda x, g: jconv.conv_kernel_grad(x, g, kernel, padding=1))(x, g)
+    dims = ("NHWC", "HWIO", "NHWC")
+    stock = lambda k: jax.lax.conv_general_dilated(x, k, (1, 1), ((1, 1), (1, 1)), dimension_numbers=dims)
+    (lax_s,) = jax.jit(lambda g: jax.vjp(stock, np.zeros(kernel, np.float32))[1](g))(g)
+    assert error(ours) <= 2 * error(lax_s)

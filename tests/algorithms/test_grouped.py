@@ -21,3 +21,16 @@ def test_parts_of_a_sum(places, parts):
     ends = re.findall(r"cond \{\s*(?:%\S+ = stablehlo.constant dense<(\d+)>)?", text)
     assert set(ends) == ({str(parts)} if parts > 1 else set())  # of the loops of both groups
     np.testing.assert_array_equal(f(x, g), reference.conv_kernel_grad(x, g, (5, 2, 6), **options))
+
+
+@pytest.mark.parametrize(("batch", "loops"), [(4, False), (64, True)])
+def test_images_of_wide_groups_are_taken_at_once(batch, loops):
+    """Of a group 4 MiB of input and result at a time; each part would turn the group's kernel into its form anew."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 4, (batch, 13, 13, 128)).astype(np.float32)
+    k = rng.integers(-3, 4, (3, 3, 64, 128)).astype(np.float32)
+    options = {"padding": 1, "feature_group_count": 2}
+    f = jax.jit(lambda x, k: jconv.conv(x, k, algorithm={"forward": "grouped"}, **options))
+    assert ("stablehlo.while" in f.lower(x, k).as_text()) == loops
+    few = x[:4]
+    np.testing.assert_allclose(f(few, k), reference.conv(few, k, **options), atol=1e-2)
