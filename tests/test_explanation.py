@@ -129,7 +129,7 @@ def test_text():
         ((2, 256, 256, 24), (8, 8, 24, 24), {"strides": 4, "padding": 2}, ("lax", "two_sided", "subpixel")),
         ((2, 128, 128, 20), (7, 7, 20, 40), {"strides": 2, "padding": 3}, ("abreast", "space_to_depth", "subpixel")),
         ((1, 128, 128, 21), (4, 4, 21, 21), {"strides": 2, "padding": 1}, ("abreast", "slices", "subpixel")),
-        ((4, 256, 256, 6), (4, 4, 6, 64), {"strides": 2, "padding": 1}, ("slices", "space_to_depth", "columns")),
+        ((4, 256, 256, 6), (4, 4, 6, 64), {"strides": 2, "padding": 1}, ("lax", "space_to_depth", "columns")),
         ((2, 224, 224, 6), (7, 7, 6, 64), {"strides": 2, "padding": 3}, ("slices", "patches", "columns")),
         ((4, 16, 16, 256), (5, 5, 256, 256), {"padding": 2}, ("shifts", "slices", "shifts")),
         (
@@ -144,7 +144,7 @@ def test_text():
         ((1, 512, 512, 21), (16, 16, 21, 21), {"strides": 8, "padding": 4}, ("slices", "two_sided", "subpixel")),
         ((8, 224, 224, 3), (11, 11, 3, 64), {"strides": 4, "padding": 2}, ("lax", "slices", "subpixel")),
         ((2, 96, 96, 64), (9, 9, 64, 3), {"padding": 4}, ("lax", "exchange", "slices")),
-        ((2, 96, 96, 64), (7, 7, 64, 3), {"padding": 3}, ("columns", "exchange", "slices")),
+        ((2, 96, 96, 64), (7, 7, 64, 3), {"padding": 3}, ("lax", "exchange", "slices")),
         ((1, 50, 50, 256), (3, 3, 256, 9), {"padding": 1}, ("columns", "exchange", "slices")),
         ((2, 64, 64, 4), (3, 3, 4, 320), {"padding": 1}, ("slices", "patches", "columns")),
         ((128, 32, 32, 16), (3, 3, 16, 16), {"padding": 1}, ("lax", "two_sided", "lax")),
@@ -237,6 +237,15 @@ def test_text():
         ),  # beside each other
         ((8, 56, 56, 64), (3, 3, 64, 64), {"padding": 1}, ("abreast", "winograd", "abreast")),
         ((8, 56, 56, 128), (3, 3, 128, 128), {"padding": 1}, ("winograd", "winograd", "winograd")),
+        ((2, 96, 96, 64), (3, 3, 64, 64), {"padding": 1}, ("lax", "winograd", "lax")),  # rows for both cores
+        (
+            (2, 56, 56, 64),
+            (3, 3, 64, 64),
+            {"padding": 1},
+            ("winograd", "lax", "lax"),
+        ),  # the gradients beside each other
+        ((1, 14, 14, 256), (3, 3, 256, 256), {"padding": 1}, ("lax", "lax", "lax")),
+        ((1, 64, 64, 1), (5, 5, 1, 64), {"padding": 2}, ("lax", "lax", "columns")),
         ((2, 104, 104, 64), (3, 3, 64, 128), {"strides": 2, "padding": 1}, ("lax", "two_sided", "phases")),
         ((1, 256, 256, 64), (3, 3, 64, 3), {"padding": 1}, ("columns", "two_sided", "taps")),  # exchanged, one long sum
         ((2, 256, 256, 64), (3, 3, 64, 3), {"padding": 1}, ("columns", "exchange", "taps")),

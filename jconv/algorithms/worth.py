@@ -61,6 +61,7 @@ MIDDLING = 32  # channels from which lines are rows long enough
 FEW_LINES_FLOPS = 2.5e7  # floating-point operations, below which their copies take longer than all that lax does,
 FEW_STEPPED_FLOPS = 1.2e8  # by steps,
 FEW_PATCHES_FLOPS = 5e7  # and by steps as long as the window; but for
+FEWEST_TAPS_OF_SOME = 36  # of a strided window of 4 to 8 channels, from which lines to a block of outputs are ahead
 FEW_LINES_OUT = ((3, 32), (4, 16))  # channels, and so many outputs, which lax gathers one by one
 LONG_ROW = 96  # elements
 LARGEST_RESULT = 16 << 20  # bytes that an allocator keeps; those of a second buffer it gives back; see windows.MAPPED
@@ -89,6 +90,7 @@ LEAST_PADDED = 16  # taps along a line,
 FEW_LINES = 4  # of a batch, since of more lax has long rows in spite of the padding
 LEAST_ABREAST = 250  # floating-point operations an element of x and y, from which images are worth to be copied abreast
 LEAST_ABREAST_FLOPS = 5e7  # of all images, below which two copies take what the second core saves
+WIDE_ROW = 88  # places
 MOST_BETWEEN = 1.15  # places of images side by side, for each of the result's, where a window is dilated
 LEAST_ABREAST_OF_ODD = 120  # and where channels are filled up to a vector
 
@@ -142,8 +144,9 @@ def sliced_wins(problem: Problem) -> bool:
     if channels >= 2 and rows <= slices.SIDE_BY_SIDE:  # the taps' rows become channels, one copy of x
         copied = geometry.output[0] * geometry.input[1] * rows
         few = channels < abreast.VECTOR
-        if few and out == cost.BLOCK and not dense:  # a whole block, which lax reads where it stands
-            return False
+        many_taps = channels >= abreast.VECTOR and geometry.taps >= FEWEST_TAPS_OF_SOME
+        if channels <= MOST_CHANNELS and out == cost.BLOCK and not dense and not many_taps:
+            return False  # a whole block, which lax reads where it stands
         least = (SLICED_FLOPS_OF_FEW if dense else STEPPED_FLOPS_OF_FEW) if few else SLICED_FLOPS
         least = SLICED_FLOPS_OF_ODD if channels % 4 and channels > FEW else least
         images = problem.batch if isinstance(problem.batch, int) else 1
@@ -189,7 +192,7 @@ def abreast_wins(problem: Problem) -> bool:
     geometry, channels, out = problem.geometry, problem.channels, problem.out
     if not may_stand_abreast(problem) or fills_no_vector(problem):
         return may_stand_abreast(problem)
-    if geometry.turned and beside_each_other(problem):
+    if wide_rows(problem) or (geometry.turned and beside_each_other(problem)):
         return False
     stepped = channels >= MIDDLING and any(axis.stride > 1 for axis in geometry.axes)
     if stepped and (geometry.taps < LEAST_LINES or channels >= cost.BLOCK):  # lax divides their steps as well
@@ -210,10 +213,18 @@ def winograd_convolves(problem: Problem) -> bool:
 
 
 def abreast_of_few(problem: Problem) -> bool:
-    """Where images abreast are level with Winograd's multiplications, and add up more exactly, in less memory."""
+    """Where images abreast are level with Winograd's multiplications, and add up more exactly, in less memory.
+
+    Or one image's rows are, which are wide enough for both cores.
+    """
     some = problem.product == "convolve" and min(problem.channels, problem.out) >= cost.BLOCK
-    few = some and problem.channels + problem.out < FEWEST_OF_FORMS
-    return few and not beside_each_other(problem) and abreast_wins(problem)
+    few = some and problem.channels + problem.out < FEWEST_OF_FORMS and not beside_each_other(problem)
+    return few and (wide_rows(problem) or abreast_wins(problem))
+
+
+def wide_rows(problem: Problem) -> bool:
+    """Rows of two blocks or nearly, of a block of outputs or more: images abreast are copied for nothing."""
+    return problem.out >= cost.BLOCK and problem.geometry.output[-1] >= WIDE_ROW
 
 
 def fills_no_vector(problem: Problem) -> bool:

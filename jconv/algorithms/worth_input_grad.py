@@ -23,6 +23,8 @@ FOLDED_BYTES = 16 << 20  # of the columns of an image, dilated or of a volume: b
 FOLDED_BYTES_OF_FEW = 2 << 20  # the same where the taps are few for each output
 MOST_OVER_ZEROS = 48  # channels of a dilated plane with few outputs, from which lax is left to compute over the zeros
 LEVEL = 1.15  # times lax's cost, up to which the two are level, and columns' form is the more exact
+LEVEL_BYTES = 4 << 20  # of the columns of an image; of more they come in bands, and are to be ahead
+CLEARLY = 0.8
 MOST_FOLDED = 11  # outputs of a plane; where they fill no vector, since the others run at twice the rate
 MOST_FOLDED_OF_MANY = 24  # and of so many channels for each
 FOLDED_TO_ONE = 10
@@ -61,7 +63,8 @@ def folded_wins(problem: Problem) -> bool:
             return False
         at_once = columns.CHUNK_BYTES / (4 * geometry.taps * out)
         ours = cost.columns(problem.batch, geometry, problem.channels, out, at_once)
-        return ours < LEVEL * cost.lax_of_few(geometry, problem.channels, out)
+        held = 4 * math.prod(geometry.input) * geometry.taps * out
+        return ours < (LEVEL if held <= LEVEL_BYTES else CLEARLY) * cost.lax_of_few(geometry, problem.channels, out)
     few = out <= 4 or (out <= 8 and FEWEST_GATHERED < problem.channels <= 32) or odd_phases(problem)
     held = 4 * math.prod(geometry.input) * geometry.taps * out
     if undilated(problem):
