@@ -245,7 +245,7 @@ def test_text():
             ("winograd", "lax", "lax"),
         ),  # the gradients beside each other
         ((1, 14, 14, 256), (3, 3, 256, 256), {"padding": 1}, ("lax", "lax", "lax")),
-        ((1, 64, 64, 1), (5, 5, 1, 64), {"padding": 2}, ("lax", "lax", "columns")),
+        ((1, 64, 64, 1), (5, 5, 1, 64), {"padding": 2}, ("lax", "patches", "columns")),
         ((2, 104, 104, 64), (3, 3, 64, 128), {"strides": 2, "padding": 1}, ("lax", "two_sided", "phases")),
         ((1, 256, 256, 64), (3, 3, 64, 3), {"padding": 1}, ("columns", "two_sided", "taps")),  # exchanged, one long sum
         ((2, 256, 256, 64), (3, 3, 64, 3), {"padding": 1}, ("columns", "exchange", "taps")),

@@ -269,7 +269,8 @@ def beside_each_other(problem: Problem) -> bool:
         return operations <= SMALL_BESIDE
     # Or where the convolutions are lax's in any case.
     lax_convolves = not winograd_wins(dataclasses.replace(problem, product="convolve"))
-    return problem.product == "kernel_grad" and operations <= SMALLER_BESIDE and lax_convolves
+    many = min(channels, out) >= MANY and problem.product == "kernel_grad"
+    return many and operations <= SMALLER_BESIDE and lax_convolves
 
 
 def gathered_by_rows(problem: Problem) -> bool:
