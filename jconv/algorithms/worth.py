@@ -66,7 +66,7 @@ FEW_LINES_OUT = ((3, 32), (4, 16))  # channels, and so many outputs, which lax g
 LONG_ROW = 96  # elements
 LARGEST_RESULT = 16 << 20  # bytes that an allocator keeps; those of a second buffer it gives back; see windows.MAPPED
 MOST_NUMBERS = (36, 2400), (64, 1700), (72, 640)  # of taps times channels, the most elements of their kernel
-FEW_PLACES_OF_ONE = 1 << 14
+FEW_PLACES_OF_ONE = 1 << 14  # of one channel, up to which lax has multiplied many taps sooner
 FEW_OF_ONE = 16  # outputs up to which one channel's taps may be twice as many
 FEWEST_PLACES = 4100  # below which lax takes a tenth of a millisecond or two
 MOST_CHANNELS = 8  # and
@@ -90,7 +90,7 @@ LEAST_PADDED = 16  # taps along a line,
 FEW_LINES = 4  # of a batch, since of more lax has long rows in spite of the padding
 LEAST_ABREAST = 250  # floating-point operations an element of x and y, from which images are worth to be copied abreast
 LEAST_ABREAST_FLOPS = 5e7  # of all images, below which two copies take what the second core saves
-WIDE_ROW = 88  # places
+WIDE_ROW = 88  # places of a row that both cores have a part of
 MOST_BETWEEN = 1.15  # places of images side by side, for each of the result's, where a window is dilated
 LEAST_ABREAST_OF_ODD = 120  # and where channels are filled up to a vector
 

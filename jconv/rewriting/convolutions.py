@@ -93,9 +93,8 @@ def _read(primitive: Any, lhs: Any, rhs: Any, params: tuple[tuple[str, Any], ...
     if input * SMALLER <= math.prod(axis.crop()[2].input for axis in turned):
         return reading("turned", Geometry(turned, features), examples=1)
     geometry = Geometry(tuple(axes), features)
-    out_first = (
-        specs[1][0] < specs[1][1]
-    )  # as models in NCHW have it, and in an input gradient that jax derived of NHWC
+    # As models in NCHW have it, and an input gradient that jax derived of a layer in NHWC.
+    out_first = specs[1][0] < specs[1][1]
     return reading("convolve", geometry.with_out_first() if out_first else geometry, examples=1)
 
 
