@@ -262,7 +262,9 @@ def beside_each_other(problem: Problem) -> bool:
     geometry, channels, out = problem.geometry, problem.channels, problem.out
     if not winograd.applies(geometry) or problem.dtype != jnp.float32 or not isinstance(problem.batch, int):
         return False
-    if problem.part:
+    # Of a layer with more places out than in the kernel gradient is not lax's: see padded.
+    grows = (axis.output < axis.input if geometry.turned else axis.output > axis.input for axis in geometry.axes)
+    if problem.part or any(grows):
         return False
     operations = cost.flops(problem.batch, geometry, channels, out)
     if min(channels, out) >= cost.BLOCK and channels + out < FEWEST_OF_FORMS:
