@@ -78,7 +78,7 @@ def test_where_it_applies():
         ((8, 500, 128), (4, 128, 128), {"padding": 2}, ("lax", "padded", "lax")),
         ((8, 500, 128), (5, 128, 128), {"padding": 2}, ("lax", "lax", "lax")),
         ((2, 32, 32, 256), (4, 4, 256, 256), {"padding": 2}, ("lax", "padded", "lax")),
-        ((4, 28, 28, 64), (3, 3, 64, 64), {"padding": 2}, ("winograd", "padded", "winograd")),
+        ((4, 28, 28, 64), (3, 3, 64, 64), {"padding": 2}, ("abreast", "padded", "abreast")),
         ((64, 4, 4, 96), (5, 5, 96, 96), {"padding": 2}, ("padded", "slices", "padded")),
         ((64, 3, 64), (5, 64, 64), {"padding": 2}, ("padded", "lax", "padded")),
         ((1, 149, 48), (128, 48, 48), {"padding": ((64, 63),)}, ("lax", "padded", "lax")),
