@@ -1,5 +1,7 @@
 """Winograd's blocks and chunks, when it is chosen, and what it costs."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +68,17 @@ def test_it_is_chosen_where_the_model_says_that_it_pays():
     same = Geometry(tuple(Axis(14, 3, 14, low=1) for _ in range(2)))
     problem = choose.product_problem("forward", same, 8, 256, 256, jnp.dtype("float64"))
     assert choose.pick(problem).name == "lax"
+
+
+def test_a_part_of_a_product_has_no_other_gradient_beside_it():
+    """Of a small layer both gradients are lax's, one on each core; those of a group come one after the other."""
+    same = Geometry(tuple(Axis(56, 3, 56, low=1) for _ in range(2)))
+    problem = choose.product_problem("kernel_grad", same, 2, 64, 64, jnp.dtype("float32"))
+    assert choose.pick(problem).name == "lax"
+    assert choose.pick(dataclasses.replace(problem, part=True)).name == "winograd"
+    groups = lambda x, g: jconv.conv_kernel_grad(x, g, (3, 3, 64, 128), padding=1, feature_group_count=2)
+    x = jax.ShapeDtypeStruct((2, 56, 56, 128), jnp.float32)
+    assert "stablehlo.convolution" not in jax.jit(groups).lower(x, x).as_text()
 
 
 def test_the_model_orders_what_was_measured():
