@@ -1,6 +1,7 @@
 """Winograd's blocks and chunks, when it is chosen, and what it costs."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -70,15 +71,19 @@ def test_it_is_chosen_where_the_model_says_that_it_pays():
     assert choose.pick(problem).name == "lax"
 
 
-def test_a_part_of_a_product_has_no_other_gradient_beside_it():
+def test_a_part_of_a_product_has_no_other_gradient_beside_it(monkeypatch):
     """Of a small layer both gradients are lax's, one on each core; those of a group come one after the other."""
     same = Geometry(tuple(Axis(56, 3, 56, low=1) for _ in range(2)))
     problem = choose.product_problem("kernel_grad", same, 2, 64, 64, jnp.dtype("float32"))
     assert choose.pick(problem).name == "lax"
     assert choose.pick(dataclasses.replace(problem, part=True)).name == "winograd"
-    groups = lambda x, g: jconv.conv_kernel_grad(x, g, (3, 3, 64, 128), padding=1, feature_group_count=2)
-    x = jax.ShapeDtypeStruct((2, 56, 56, 128), jnp.float32)
-    assert "stablehlo.convolution" not in jax.jit(groups).lower(x, x).as_text()
+    asked, pick = [], choose.pick
+    monkeypatch.setattr(choose, "pick", lambda problem, *rest: asked.append(problem) or pick(problem, *rest))
+    x = jax.ShapeDtypeStruct((2, 12, 12, 128), jnp.float32)
+    layer = functools.partial(jconv.conv, padding=1, feature_group_count=2)
+    step = jax.jit(lambda x, k, g: jax.vjp(layer, x, k)[1](g))
+    step.lower(x, jax.ShapeDtypeStruct((3, 3, 64, 128), jnp.float32), x)
+    assert {(problem.geometry.groups, problem.part) for problem in asked} == {(2, False), (1, True)}
 
 
 def test_the_model_orders_what_was_measured():
