@@ -109,11 +109,13 @@ class Geometry:
 
     turned: in memory the kernel's out channels come before the in, since it is that of an input gradient, turned by a
     view, or stored (out, in, *window). A hint to the algorithms, for the same values.
+    backward: it is an input gradient's, beside which a kernel gradient is computed. A hint to their choice.
     """
 
     axes: tuple[Axis, ...]
     groups: int = 1
     turned: bool = False
+    backward: bool = False
 
     @property
     def rank(self) -> int:
@@ -144,7 +146,7 @@ class Geometry:
 
     def for_input_grad(self) -> "Geometry":
         axes = tuple(axis.for_input_grad() for axis in self.axes)
-        return dataclasses.replace(self, axes=axes, turned=not self.turned)
+        return dataclasses.replace(self, axes=axes, turned=not self.turned, backward=not self.backward)
 
 
 def dilated(length: int, dilation: int) -> int:

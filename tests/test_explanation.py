@@ -351,3 +351,18 @@ def test_a_complex_sum_of_taps_is_told_as_it_is():
     )
     assert {choice.algorithm for choice in told.choices} == {"taps"}
     assert not any("real" in choice.reason for choice in told.choices)
+
+
+@pytest.mark.parametrize(("batch", "size", "channels"), [(2, 56, 64), (8, 56, 64), (1, 14, 256), (8, 28, 128)])
+def test_where_a_kernel_lies_changes_no_choice(batch, size, channels):
+    """Both gradients of a small layer are lax's in NCHW too, whose forward kernels lie as turned ones do."""
+    kernel = (3, 3, channels, channels)
+    last = jconv.explain(shape(batch, size, size, channels), shape(*kernel), padding=1, platform="cpu")
+    first = jconv.explain(
+        shape(batch, channels, size, size),
+        shape(*kernel[::-1]),
+        padding=1,
+        data_format="channels_first",
+        platform="cpu",
+    )
+    assert [choice.algorithm for choice in first.choices] == [choice.algorithm for choice in last.choices]

@@ -155,8 +155,7 @@ def stock_avg_pool(x, window_shape, strides, padding: Pairs, *, count_include_pa
     total = lax.reduce_window(x, zero, lax.add, *axes)
     if count_include_pad:
         return total / np.asarray(math.prod(window_shape), x.dtype)
-    space = x.shape[1:-1] if data_format == "channels_last" else x.shape[2:]
-    one = (1, *space, 1) if data_format == "channels_last" else (1, 1, *space)
+    one = (1, *x.shape[1:-1], 1) if data_format == "channels_last" else (1, 1, *x.shape[2:])
     return total / lax.reduce_window(jnp.ones(one, x.dtype), zero, lax.add, *axes)
 
 

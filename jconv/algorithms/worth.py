@@ -192,7 +192,7 @@ def abreast_wins(problem: Problem) -> bool:
     geometry, channels, out = problem.geometry, problem.channels, problem.out
     if not may_stand_abreast(problem) or fills_no_vector(problem):
         return may_stand_abreast(problem)
-    if wide_rows(problem) or (geometry.turned and beside_each_other(problem)):
+    if wide_rows(problem) or (geometry.backward and beside_each_other(problem)):
         return False
     stepped = channels >= MIDDLING and any(axis.stride > 1 for axis in geometry.axes)
     if stepped and (geometry.taps < LEAST_LINES or channels >= cost.BLOCK):  # lax divides their steps as well
@@ -208,7 +208,7 @@ def abreast_wins(problem: Problem) -> bool:
 
 def winograd_convolves(problem: Problem) -> bool:
     """But for input gradients that lax computes beside a kernel gradient, and where images abreast take less."""
-    beside = problem.geometry.turned and beside_each_other(problem)
+    beside = problem.geometry.backward and beside_each_other(problem)
     return winograd_wins(problem) and not beside and not abreast_of_few(problem)
 
 

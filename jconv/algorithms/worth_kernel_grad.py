@@ -46,7 +46,8 @@ MOST_BESIDE = 16  # taps of a strided window copied beside few channels, where t
 FEWEST_OF_FORMS = 192  # channels in and out together, of fewer Winograd's forms take longer than they save
 SMALL_BESIDE = 5e8  # floating-point operations of each, up to which both gradients are lax's,
 SMALLER_BESIDE = 3e8  # and where the forward pass is, too
-FEW_IMAGES = 4  # of fewer, lax's kernel gradient is done beside other products
+FEW_IMAGES = 4  # of fewer, lax's kernel gradient is done beside other products,
+SMALL_SUM_OF_FEW = 4e8  # up to so many floating-point operations
 MOST_SHARED = 48  # channels in or out up to which the taps of a kernel gradient are shared out,
 SHARED_COPIES = 0.9  # times the elements that patches of x or g would copy
 MOST_HALVES_TAPS = 16  # of a strided window whose channels fill no whole blocks,
@@ -251,7 +252,7 @@ def dilated_of_few(problem: Problem) -> bool:
 def small_of_few_images(problem: Problem) -> bool:
     """A kernel gradient that lax has done, on one core, before it has the other products on the other."""
     few = isinstance(problem.batch, int) and problem.batch < FEW_IMAGES and not problem.part
-    return few and cost.flops(problem.batch, problem.geometry, problem.channels, problem.out) <= 5 * SMALL_SUM
+    return few and cost.flops(problem.batch, problem.geometry, problem.channels, problem.out) <= SMALL_SUM_OF_FEW
 
 
 def beside_each_other(problem: Problem) -> bool:
@@ -263,7 +264,7 @@ def beside_each_other(problem: Problem) -> bool:
     if not winograd.applies(geometry) or problem.dtype != jnp.float32 or not isinstance(problem.batch, int):
         return False
     # Of a layer with more places out than in the kernel gradient is not lax's: see padded.
-    grows = (axis.output < axis.input if geometry.turned else axis.output > axis.input for axis in geometry.axes)
+    grows = (axis.output < axis.input if geometry.backward else axis.output > axis.input for axis in geometry.axes)
     if problem.part or any(grows):
         return False
     operations = cost.flops(problem.batch, geometry, channels, out)
